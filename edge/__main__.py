@@ -1,0 +1,175 @@
+"""The edge door: `python -m edge replay|run|check`. The only place that chooses implementations."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import math
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+
+from calibration.record import Calibration, load_calibration
+from edge import StationError
+from edge.camera import Camera, FolderCamera, OpenCVCamera, VideoCamera
+from edge.check import binding_faults, check_station, self_test
+from edge.clock import SystemClock
+from edge.config import ConfigError, DryRun, FolderSource, StationConfig, load_config
+from edge.journal import JsonLinesJournal
+from edge.rejector import DryRunRejector
+from edge.station import Station, Statistics
+from edge.verdict import Outcome, Verdict
+from edge.worker import InspectorThread
+from engines import __version__, console
+from engines.bundle import Bundle, load_bundle
+from engines.extractors import backends
+from engines.inspector import Inspector
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns 0 done, 1 a part was a FAULT or the check found faults, 2 bad input, 130 interrupted."""
+    cv2.setNumThreads(1)  # the cores belong to the network and the search
+    parser = argparse.ArgumentParser(prog="edge", description="Judge every part that passes a camera.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    replay = commands.add_parser("replay", help="judge the images of a folder or a video, in order")
+    replay.add_argument("--bundle", required=True, type=Path)
+    replay.add_argument("--calibration", required=True, type=Path)
+    replay.add_argument("--images", required=True, type=Path, metavar="DIR|VIDEO")
+    replay.add_argument("--fps", type=console.positive_float, help="triggers a second with --realtime (default: 10)")
+    replay.add_argument("--realtime", action="store_true", help="trigger on that beat, whether the station keeps up or not")
+    replay.add_argument("--deadline-ms", default=1000.0, type=console.positive_float, help="default: %(default)g")
+    replay.add_argument("--journal", type=Path, metavar="FILE", help="default: journal.jsonl beside the calibration")
+    replay.add_argument("--backend", default="onnxruntime", choices=backends(), help="default: %(default)s")
+    replay.add_argument("--threads", default=0, type=int, help="CPU threads; 0 is one a core")
+    replay.set_defaults(run=_replay)
+    run = commands.add_parser("run", help="run the station that a configuration describes")
+    run.add_argument("--config", required=True, type=Path, metavar="FILE")
+    run.set_defaults(run=_run)
+    check = commands.add_parser("check", help="say all that would keep a station from starting")
+    check.add_argument("--config", required=True, type=Path, metavar="FILE")
+    check.set_defaults(run=_check)
+    arguments = parser.parse_args(argv)
+    return console.run_door(arguments.run, arguments)
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    if arguments.fps is not None and not arguments.realtime:
+        raise StationError("--fps sets the beat of --realtime; add --realtime, or leave --fps out")
+    calibration = load_calibration(arguments.calibration)
+    config = StationConfig(
+        station=calibration.station,
+        camera=calibration.camera,
+        bundle=arguments.bundle,
+        calibration=arguments.calibration,
+        backend=arguments.backend,
+        threads=arguments.threads,
+        deadline_ms=arguments.deadline_ms,
+        source=FolderSource(kind="replay", path=arguments.images, fps=(arguments.fps or 10) if arguments.realtime else None),
+        rejector=DryRun(kind="dry-run"),
+        journal=arguments.journal or arguments.calibration.parent / "journal.jsonl",
+    )
+    return _inspect(config, calibration)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    config = load_config(arguments.config)
+    return _inspect(config, load_calibration(config.calibration))
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    try:
+        config = load_config(arguments.config)
+    except ConfigError as error:
+        for fault in error.faults:
+            console.say(f"FAULT  {fault}")
+        return console.NO
+    checks = check_station(config, lambda: _open_camera(config))
+    for check in checks:
+        console.say(f"{'FAULT' if check.faults else 'ok':5}  {check.name}: {check.found}")
+        for fault in check.faults:
+            console.say(f"       {fault}")
+    faults = sum(len(check.faults) for check in checks)
+    console.say(f"{config.station}: {'ready to start' if faults == 0 else f'{faults} faults, would not start'}")
+    return console.DONE if faults == 0 else console.NO
+
+
+def _inspect(config: StationConfig, calibration: Calibration) -> int:
+    """Refuse or run: nothing is judged before the bundle, the calibration and the self-test are in order."""
+    bundle = load_bundle(config.bundle)
+    scorer = InspectorThread(lambda: _open_trusted(bundle, config, calibration))
+    rejector = DryRunRejector()
+    camera: Camera | None = None
+    journal: JsonLinesJournal | None = None
+    try:
+        camera = _open_camera(config)
+        started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        journal = JsonLinesJournal(config.journal, f"{started}/{os.getpid()}", bundle.digest)
+        journal.event("started", {"version": __version__, "station": config.station, "calibration": calibration.model_dump()})
+        console.say(
+            f"{config.station} ready: threshold {calibration.threshold:.6g}, deadline {config.deadline_ms:g} ms, dry run"
+        )
+        station = Station(
+            scorer=scorer,
+            threshold=calibration.threshold,
+            rejector=rejector,
+            journal=journal,
+            clock=SystemClock(),
+            deadline_ms=config.deadline_ms,
+        )
+        begun = time.monotonic()
+        statistics = station.run(camera, _print_verdict)
+        _print_statistics(statistics, time.monotonic() - begun)
+        journal.event("stopped", {"parts": statistics.parts})
+    finally:
+        rejector.close()
+        if camera is not None:
+            camera.close()
+        scorer.close()
+        if journal is not None:
+            journal.close()
+    console.say(f"wrote {config.journal}")
+    return console.NO if statistics.outcomes[Outcome.FAULT] > 0 else console.DONE
+
+
+def _open_trusted(bundle: Bundle, config: StationConfig, calibration: Calibration) -> Inspector:
+    inspector = Inspector(bundle, config.backend, threads=config.threads)
+    faults = binding_faults(inspector, calibration, config.station, config.camera) or list(self_test(inspector).faults)
+    if faults:
+        inspector.close()
+        raise StationError("; ".join(faults))
+    return inspector
+
+
+def _open_camera(config: StationConfig) -> Camera:
+    source = config.source
+    if not isinstance(source, FolderSource):
+        return OpenCVCamera(source.device, SystemClock(), timeout_ms=source.timeout_ms)
+    period_ns = 0 if source.fps is None else round(1e9 / source.fps)
+    if source.path.is_dir():
+        return FolderCamera(source.path, SystemClock(), period_ns)
+    return VideoCamera(source.path, SystemClock(), period_ns)
+
+
+def _print_verdict(verdict: Verdict) -> None:
+    score = "-" if verdict.score is None or not math.isfinite(verdict.score) else f"{verdict.score:.6g}"
+    line = f"part {verdict.part:5d}  {verdict.outcome.value:6}  {score:>9}  {verdict.latency_ms:7.1f} ms  {verdict.source}"
+    console.say(line + (f"  ({verdict.reason})" if verdict.outcome is Outcome.FAULT else ""))
+
+
+def _print_statistics(statistics: Statistics, seconds: float) -> None:
+    outcomes = (Outcome.PASS, Outcome.REJECT, Outcome.FAULT)
+    folders = sorted({folder for folder, _ in statistics.by_folder})
+    rows = [(folder, *(statistics.by_folder[folder, outcome] for outcome in outcomes)) for folder in folders]
+    if len(rows) > 1:
+        rows.append(("all", *(statistics.outcomes[outcome] for outcome in outcomes)))
+    console.table("verdicts", ("source", *(outcome.value for outcome in outcomes)), rows)
+    quantiles = ", ".join(f"p{q} {statistics.latency_ms(q):.1f}" for q in (50, 95, 99))
+    console.say(f"{statistics.parts} parts in {seconds:.1f} s; latency {quantiles} ms")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

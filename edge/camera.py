@@ -1,0 +1,206 @@
+"""Where frames come from: a folder or a video replayed, or a camera that OpenCV can open."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from edge import StationError
+from edge.clock import Clock
+from edge.verdict import Arrival, Frame, Missing
+from engines import EngineError
+from engines.images import Image, list_images, read_image
+
+_LOST_AFTER = 5  # waits in a row without a frame before a live camera counts as lost
+
+
+class Camera(Protocol):
+    """Gives one arrival for each part, numbered from 1."""
+
+    def frames(self) -> Iterator[Arrival]:
+        """Arrivals in order. Raises StationError when the source is lost for good."""
+
+    def close(self) -> None:
+        """Release the device; may be called twice."""
+
+
+class FolderCamera:
+    """Replays the images below a folder, each one a part. A file that cannot be read is a part without a picture."""
+
+    def __init__(self, folder: Path, clock: Clock, period_ns: int = 0) -> None:
+        """Find the files.
+
+        Args:
+            folder: searched to any depth.
+            clock: for times, and to wait.
+            period_ns: time from trigger to trigger, kept whether the station keeps up or not; 0 waits for the station.
+
+        Raises:
+            StationError: no image there.
+        """
+        try:
+            self._paths = list_images(folder, recursive=True)
+        except EngineError as error:
+            raise StationError(str(error)) from None
+        if not self._paths:
+            raise StationError(f"{folder}: no images; expected PNG, JPEG, BMP, TIFF or WebP files")
+        self._folder = folder
+        self._pace = _Pace(clock, period_ns)
+        self._clock = clock
+
+    def frames(self) -> Iterator[Arrival]:
+        """One arrival for each file."""
+        for part, path in enumerate(self._paths, start=1):
+            source = str(path.relative_to(self._folder))
+            try:
+                image = _read_only(read_image(path))
+            except EngineError as error:
+                yield Missing(part, self._pace.trigger(), source, str(error))
+                continue
+            trigger_ns = self._pace.trigger()
+            yield Frame(image, part, trigger_ns, trigger_ns, source)
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+class VideoCamera:
+    """Replays a video file, each frame a part."""
+
+    def __init__(self, path: Path, clock: Clock, period_ns: int = 0) -> None:
+        """Open the file; `period_ns` as for a folder. Raises StationError when it cannot be opened or decoded."""
+        if not path.is_file():
+            raise StationError(f"{path}: no such file; expected a folder of images or a video file")
+        self._capture = cv2.VideoCapture(str(path))
+        if not self._capture.isOpened():
+            raise StationError(f"{path}: OpenCV cannot open it as a video; expected a folder of images or a video file")
+        self._path = path
+        self._pace = _Pace(clock, period_ns)
+
+    def frames(self) -> Iterator[Arrival]:
+        """One arrival for each frame."""
+        part = 0
+        while True:
+            read, image = self._capture.read()
+            if not read:
+                break
+            part += 1
+            trigger_ns = self._pace.trigger()
+            yield Frame(_from_opencv(image), part, trigger_ns, trigger_ns, f"{self._path.name}#{part}")
+        if part == 0:
+            raise StationError(f"{self._path}: no frame could be decoded; convert the video")
+
+    def close(self) -> None:
+        """Release the file; may be called twice."""
+        self._capture.release()
+
+
+class OpenCVCamera:
+    """A live camera, by number, device path or URL. A thread drains it, so that a frame is never an old one from a queue.
+
+    Each frame that the station takes is a part; frames that come while it is busy are let go.
+    """
+
+    def __init__(
+        self,
+        device: int | str,
+        clock: Clock,
+        *,
+        timeout_ms: float = 2000,
+        open_capture: Callable[[int | str], cv2.VideoCapture] | None = None,
+    ) -> None:
+        """Open the camera and start to drain it.
+
+        Args:
+            device: what OpenCV opens.
+            clock: for times.
+            timeout_ms: without a new frame for this long a part is missing.
+            open_capture: replaced in tests.
+
+        Raises:
+            StationError: it cannot be opened.
+        """
+        self._device = device
+        self._clock = clock
+        self._timeout_s = timeout_ms / 1e3
+        self._capture = cv2.VideoCapture(device) if open_capture is None else open_capture(device)
+        if not self._capture.isOpened():
+            raise StationError(f"camera {device}: OpenCV cannot open it; check the cable, the number and the permissions")
+        self._fresh = threading.Condition()
+        self._newest: tuple[Image, int] | None = None
+        self._stopping = False
+        self._thread = threading.Thread(target=self._drain, name=f"camera {device}", daemon=True)
+        self._thread.start()
+
+    def frames(self) -> Iterator[Arrival]:
+        """Newest frame each time. Raises StationError when the camera stays silent."""
+        part = silent = 0
+        while True:
+            newest = self._take()
+            part += 1
+            if newest is None:
+                silent += 1
+                if silent >= _LOST_AFTER:
+                    raise StationError(
+                        f"camera {self._device}: no frame for {silent * self._timeout_s:g} s; check the cable, then start again"
+                    )
+                yield Missing(part, self._clock.now_ns(), str(self._device), f"no new frame for {self._timeout_s:g} s")
+                continue
+            silent = 0
+            image, captured_ns = newest
+            yield Frame(image, part, captured_ns, captured_ns, str(self._device))
+
+    def close(self) -> None:
+        """Stop the thread and release the camera; may be called twice."""
+        self._stopping = True
+        self._thread.join(timeout=self._timeout_s)
+        self._capture.release()
+
+    def _take(self) -> tuple[Image, int] | None:
+        with self._fresh:
+            self._fresh.wait_for(lambda: self._newest is not None, self._timeout_s)
+            newest, self._newest = self._newest, None
+            return newest
+
+    def _drain(self) -> None:
+        while not self._stopping:
+            read, image = self._capture.read()
+            if not read:
+                self._clock.sleep_until_ns(self._clock.now_ns() + 10_000_000)
+                continue
+            with self._fresh:
+                self._newest = (_from_opencv(image), self._clock.now_ns())
+                self._fresh.notify()
+
+
+class _Pace:
+    """Trigger times of a replay: now, or on a fixed beat that does not wait for the station."""
+
+    def __init__(self, clock: Clock, period_ns: int) -> None:
+        self._clock = clock
+        self._period_ns = period_ns
+        self._next_ns: int | None = None
+
+    def trigger(self) -> int:
+        now_ns = self._clock.now_ns()
+        if self._period_ns == 0:
+            return now_ns
+        due_ns = now_ns if self._next_ns is None else self._next_ns
+        self._clock.sleep_until_ns(due_ns)
+        self._next_ns = due_ns + self._period_ns
+        return due_ns
+
+
+def _from_opencv(image: npt.NDArray[Any]) -> Image:
+    return _read_only(np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8))
+
+
+def _read_only(image: Image) -> Image:
+    image.flags.writeable = False
+    return image

@@ -1,0 +1,116 @@
+"""Would this station start? Every reason why not, at once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from calibration.record import Calibration, load_calibration, mismatches
+from edge.camera import Camera
+from edge.config import StationConfig
+from engines import InspectionError
+from engines.bundle import load_bundle
+from engines.inspector import Inspector
+from engines.verify import verify_golden
+
+MIN_FREE_BYTES = 100 * 2**20
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at: what was found, and why the station would refuse, one line a fault."""
+
+    name: str
+    found: str
+    faults: tuple[str, ...] = ()
+
+
+def check_station(config: StationConfig, open_camera: Callable[[], Camera]) -> list[Check]:
+    """Look at everything that a start needs; nothing is changed or written.
+
+    Args:
+        config: a valid configuration.
+        open_camera: opens its source.
+    """
+    checks = []
+    inspector: Inspector | None = None
+    calibration: Calibration | None = None
+    try:
+        bundle = load_bundle(config.bundle)
+        inspector = Inspector(bundle, config.backend, threads=config.threads)
+        checks.append(Check("bundle", f"{config.bundle} ({bundle.digest[:12]}), {inspector.extractor.provider}"))
+    except InspectionError as error:
+        checks.append(Check("bundle", str(config.bundle), (str(error),)))
+    try:
+        calibration = load_calibration(config.calibration)
+        checks.append(
+            Check("calibration", f"threshold {calibration.threshold:.6g} from {calibration.n} images, {calibration.when}")
+        )
+    except InspectionError as error:
+        checks.append(Check("calibration", str(config.calibration), (str(error),)))
+    if inspector is not None and calibration is not None:
+        faults = tuple(binding_faults(inspector, calibration, config.station, config.camera))
+        checks.append(Check("calibration fits", f"station {config.station}, camera {config.camera}", faults))
+    if inspector is not None:
+        checks.append(self_test(inspector))
+        inspector.close()
+    try:
+        open_camera().close()
+        checks.append(Check("source", config.source.kind))
+    except InspectionError as error:
+        checks.append(Check("source", config.source.kind, (str(error),)))
+    checks.append(_check_journal(config.journal))
+    return checks
+
+
+def binding_faults(inspector: Inspector, calibration: Calibration, station: str, camera: str) -> list[str]:
+    """Why a calibration may not be used here: made for another station, camera, bundle, backend or engine."""
+    faults = [
+        f"calibration is for {name} '{made}', configured is '{wanted}'; calibrate this station"
+        for name, made, wanted in (("station", calibration.station, station), ("camera", calibration.camera, camera))
+        if made != wanted
+    ]
+    extractor = inspector.extractor
+    return faults + mismatches(
+        calibration,
+        bundle_digest=inspector.bundle.digest,
+        backend=extractor.backend,
+        precision=extractor.precision,
+        engine_digest=extractor.engine_digest,
+    )
+
+
+def self_test(inspector: Inspector) -> Check:
+    """Re-run the bundle's golden images."""
+    manifest = inspector.bundle.manifest
+    try:
+        result = verify_golden(inspector, inspector.bundle.golden(), manifest.threshold, manifest.golden.spread)
+    except InspectionError as error:
+        return Check("self-test", "golden images", (str(error),))
+    if result.passed:
+        return Check("self-test", str(result))
+    return Check(
+        "self-test", str(result), (f"{result}: this machine does not score as the bundle says; train or copy it again",)
+    )
+
+
+def _check_journal(path: Path) -> Check:
+    folder = path.parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if path.is_dir():
+        return Check("journal", str(path), (f"{path}: a folder, expected the path of a file",))
+    target = path if path.exists() else folder
+    if not os.access(target, os.W_OK):
+        return Check("journal", str(path), (f"{target}: cannot be written; change its permissions or the journal's path",))
+    free = shutil.disk_usage(folder).free
+    if free < MIN_FREE_BYTES:
+        return Check(
+            "journal",
+            str(path),
+            (f"{folder}: {free >> 20} MiB free, expected {MIN_FREE_BYTES >> 20} or more; free some space",),
+        )
+    return Check("journal", f"{path}, {free / 2**30:.1f} GiB free")

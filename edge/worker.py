@@ -1,0 +1,89 @@
+"""One thread that owns the inspector, so that the deciding loop can stop waiting when a deadline passes."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from edge import StationError
+from engines.images import Image
+from engines.inspector import Inspector
+
+
+class Scorer(Protocol):
+    """Scores one image within a time."""
+
+    def score(self, image: Image, timeout_s: float) -> float:
+        """The score. Raises TimeoutError when there is none in time, or what scoring raised."""
+
+    def close(self) -> None:
+        """Release the backend; may be called twice."""
+
+
+class _Job:
+    def __init__(self, image: Image) -> None:
+        self.image = image
+        self.done = threading.Event()
+        self.value = float("nan")
+        self.error: BaseException | None = None
+
+
+class InspectorThread:
+    """Opens an inspector in a thread of its own and scores there.
+
+    A job that misses its time is given up: its late result goes nowhere. Until the thread is free again, every further
+    part waits out its own time and misses it too, so a hung backend rejects parts rather than passing them.
+    """
+
+    def __init__(self, open_inspector: Callable[[], Inspector]) -> None:
+        """Start the thread and wait until the inspector is open. Raises what opening raised."""
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._pending: _Job | None = None
+        self._opened = threading.Event()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, args=(open_inspector,), name="inspector", daemon=True)
+        self._thread.start()
+        self._opened.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    def score(self, image: Image, timeout_s: float) -> float:
+        """Score uint8 RGB (H, W, 3). Raises TimeoutError when late, StationError after close, or what scoring raised."""
+        if not self._thread.is_alive():
+            raise StationError("the scoring thread has ended; start the station again")
+        end = time.monotonic() + timeout_s
+        if self._pending is not None and not self._pending.done.wait(timeout_s):
+            raise TimeoutError("still busy with an earlier part")
+        job = _Job(image)
+        self._pending = job
+        self._jobs.put(job)
+        if not job.done.wait(max(0.0, end - time.monotonic())):
+            raise TimeoutError("no score by the deadline")
+        self._pending = None
+        if job.error is not None:
+            raise job.error
+        return job.value
+
+    def close(self) -> None:
+        """End the thread after the job at hand; may be called twice."""
+        self._jobs.put(None)
+        self._thread.join(timeout=5)
+
+    def _work(self, open_inspector: Callable[[], Inspector]) -> None:
+        try:
+            inspector = open_inspector()
+        except BaseException as error:  # handed to the thread that waits
+            self._failure = error
+            self._opened.set()
+            return
+        self._opened.set()
+        with inspector:
+            while (job := self._jobs.get()) is not None:
+                try:
+                    job.value = inspector.score(job.image).value
+                except BaseException as error:  # handed to the thread that waits; the station goes on
+                    job.error = error
+                job.done.set()

@@ -1,0 +1,93 @@
+"""Time the stages of scoring on the machine at hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engines.inspector import Inspector
+from engines.ldknn import Progress
+
+_WARM_UP = 5
+STAGES = ("preprocess", "features", "LDKNN", "total")
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """Stage times in milliseconds, as {stage: {p50, p95, p99}}, and what they were taken on."""
+
+    title: str
+    machine: str
+    repeats: int
+    stages_ms: dict[str, dict[str, float]]
+    images_per_second: float
+
+    @property
+    def ratio(self) -> float:
+        """Median total time over the median time of the features alone."""
+        return self.stages_ms["total"]["p50"] / self.stages_ms["features"]["p50"]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**dataclasses.asdict(self), "ratio": self.ratio}
+
+
+def bench(inspector: Inspector, repeats: int, progress: Progress | None = None) -> BenchResult:
+    """Score the bundle's golden images in turn, decoded, and time each stage.
+
+    Args:
+        inspector: warmed up here.
+        repeats: timed images.
+        progress: called with (done, repeats).
+
+    Raises:
+        EngineError: an image or the backend failed.
+    """
+    images = inspector.bundle.golden().images
+    taken = {stage: np.empty(repeats) for stage in STAGES}
+    for number in range(-_WARM_UP, repeats):
+        image = images[number % len(images)]
+        started = time.perf_counter()
+        tensor = inspector.preprocessor(image)
+        prepared = time.perf_counter()
+        embeddings = inspector.extractor.extract(tensor)
+        embedded = time.perf_counter()
+        inspector.judge(embeddings)
+        judged = time.perf_counter()
+        if number >= 0:
+            times = (prepared - started, embedded - prepared, judged - embedded, judged - started)
+            for stage, seconds in zip(STAGES, times, strict=True):
+                taken[stage][number] = 1000 * seconds
+        if progress is not None and number >= 0:
+            progress(number + 1, repeats)
+    bundle, extractor = inspector.bundle, inspector.extractor
+    high, wide = bundle.manifest.input.size
+    return BenchResult(
+        title=f"{bundle.manifest.method.backbone} {wide}x{high}, {len(bundle.bank.rows)} bank rows,"
+        f" {extractor.backend} {extractor.precision} ({extractor.provider})",
+        machine=machine(),
+        repeats=repeats,
+        stages_ms={stage: {f"p{q}": float(np.percentile(values, q)) for q in (50, 95, 99)} for stage, values in taken.items()},
+        images_per_second=1000 / float(taken["total"].mean()),
+    )
+
+
+def machine() -> str:
+    """The processor, cores that this process may use, and versions, in words."""
+    return f"{_processor()}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, NumPy {np.__version__}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

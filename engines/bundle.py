@@ -1,0 +1,366 @@
+"""The bundle: the one hand-over from workstation to station, checked file by file when it is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from engines import EngineError
+from engines.atomic import new_folder
+from engines.images import Image, decode_image, encode_png
+from engines.preprocess import Preprocessor, Roi
+
+SCHEMA = 1
+FEATURES, BANK, GOLDEN, MASK, MANIFEST = "features.onnx", "bank.npz", "golden.npz", "mask.png", "manifest.json"
+Metric = Literal["sqeuclidean", "euclidean"]
+Pooling = Literal["cover", "paper"]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Record(BaseModel):
+    """Base of everything that is written to disk as JSON: frozen, unknown keys and non-finite numbers refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Input(Record):
+    """What of a frame is judged, and at which size. Sizes are (height, width) in pixels, the region (x, y, w, h)."""
+
+    size: tuple[Positive, Positive]
+    roi: tuple[int, int, int, int] | None = None
+    frame_size: tuple[Positive, Positive] | None = None
+    mm_per_pixel: float | None = Field(default=None, gt=0)
+
+
+class Method(Record):
+    """Everything that turns an embedding into a score. `grid` is the patch map's (rows, columns)."""
+
+    backbone: str
+    dim: Positive
+    grid: tuple[Positive, Positive]
+    metric: Metric = "sqeuclidean"
+    k: Positive = 9
+    alpha: float = Field(default=1.0, ge=0)
+    pooling: Pooling = "cover"
+
+
+class ProvisionalThreshold(Record):
+    """Threshold from normals that were held out at training: a start, not a calibration of any station."""
+
+    value: float
+    n: Positive
+    rate: float = Field(gt=0, lt=1)
+
+
+class GoldenCheck(Record):
+    """How far the exported graph is from the trained network on the golden images, and the tolerance for others.
+
+    `spread` is the standard deviation of normal scores; differences are stated relative to it.
+    """
+
+    images: Positive
+    spread: float = Field(gt=0)
+    max_difference: float = Field(ge=0)
+    flips: int = Field(ge=0)
+
+
+class ImageRecord(Record):
+    """One training image: its name below the data folder, the digest of its pixels, and what it was used for."""
+
+    name: str
+    pixels: str
+    use: Literal["bank", "held-out"]
+
+
+class Provenance(Record):
+    """Where a bundle comes from, for the auditor who asks months later."""
+
+    created: str
+    recipe: str
+    command: str
+    seed: int
+    weights: str
+    weights_sha256: str | None
+    coreset: float
+    patches: int
+    images: tuple[ImageRecord, ...]
+    versions: dict[str, str]
+
+
+class FileEntry(Record):
+    """Size and SHA-256 of one file of the bundle."""
+
+    bytes: int
+    sha256: str
+
+
+class Manifest(Record):
+    """`manifest.json`: the bundle's table of contents; its own SHA-256 is the bundle's digest."""
+
+    schema_version: int
+    input: Input
+    method: Method
+    threshold: ProvisionalThreshold | None
+    golden: GoldenCheck
+    provenance: Provenance
+    files: dict[str, FileEntry]
+
+
+@dataclass(frozen=True)
+class Bank:
+    """The memory bank.
+
+    Attributes:
+        rows: float32 (n, d) embeddings of normal patches.
+        density: float32 (n,) mean distance of each row to its K nearest neighbours among all normal patches.
+        image: int32 (n,) which training image (index into the provenance's bank images) a row comes from.
+        patch: int32 (n,) which patch of it, row by row over the grid.
+    """
+
+    rows: npt.NDArray[np.float32]
+    density: npt.NDArray[np.float32]
+    image: npt.NDArray[np.int32]
+    patch: npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Images with the scores that the bundle must give for them: uint8 RGB (H, W, 3) each, and float64 (n,)."""
+
+    names: tuple[str, ...]
+    images: tuple[Image, ...]
+    scores: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A loaded bundle. What is held here are the very bytes whose digests were checked."""
+
+    path: Path
+    digest: str
+    manifest: Manifest
+    features: bytes
+    bank: Bank
+    mask: npt.NDArray[np.bool_] | None
+    golden_npz: bytes
+
+    def golden(self) -> Golden:
+        """Decode the golden images (not kept: they can be large)."""
+        return _unpack_golden(self.golden_npz)
+
+    def preprocessor(self) -> Preprocessor:
+        """The preprocess function that this product was trained with."""
+        return make_preprocessor(self.manifest.input, self.mask)
+
+    def in_bank(self) -> frozenset[str]:
+        """Pixel digests of the images whose patches are in the bank: never calibrate on these."""
+        return frozenset(image.pixels for image in self.manifest.provenance.images if image.use == "bank")
+
+
+def make_preprocessor(spec: Input, mask: npt.NDArray[np.bool_] | None) -> Preprocessor:
+    """Build the preprocess function that `spec` and `mask` describe."""
+    roi = Roi(*spec.roi) if spec.roi is not None else None
+    return Preprocessor(spec.size, roi=roi, mask=mask, frame_size=spec.frame_size)
+
+
+def write_bundle(
+    path: Path | str,
+    *,
+    spec: Input,
+    method: Method,
+    threshold: ProvisionalThreshold | None,
+    golden_check: GoldenCheck,
+    provenance: Provenance,
+    features: bytes,
+    bank: Bank,
+    mask: npt.NDArray[np.bool_] | None,
+    golden: Golden,
+) -> str:
+    """Write a bundle atomically and return its digest.
+
+    Raises:
+        EngineError: `path` is something else than a bundle, cannot be written, or the parts would not load as a
+            bundle; what stood there still stands.
+    """
+    path = Path(path)
+    check_replaceable(path)
+    files = {
+        FEATURES: features,
+        BANK: pack_npz({"rows": bank.rows, "density": bank.density, "image": bank.image, "patch": bank.patch}),
+        GOLDEN: _pack_golden(golden),
+    }
+    if mask is not None:
+        files[MASK] = encode_png(np.repeat(mask[:, :, None].astype(np.uint8) * 255, 3, axis=2))
+    manifest = Manifest(
+        schema_version=SCHEMA,
+        input=spec,
+        method=method,
+        threshold=threshold,
+        golden=golden_check,
+        provenance=provenance,
+        files={name: FileEntry(bytes=len(data), sha256=_sha256(data)) for name, data in files.items()},
+    )
+    text = (manifest.model_dump_json(indent=1) + "\n").encode()
+    with new_folder(path) as folder:
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+        (folder / MANIFEST).write_bytes(text)
+        load_bundle(folder)  # nothing that cannot be loaded takes the place of what can
+    return _sha256(text)
+
+
+def check_replaceable(path: Path | str) -> None:
+    """Refuse a path that holds something which is not a bundle, before hours of work end there.
+
+    Raises:
+        EngineError: a file, or a folder without a manifest that is not empty.
+    """
+    path = Path(path)
+    if path.is_dir() and not (path / MANIFEST).is_file() and any(path.iterdir()):
+        raise EngineError(f"{path}: a folder that is not a bundle; expected a new path, an empty folder or an older bundle")
+    if path.exists() and not path.is_dir():
+        raise EngineError(f"{path}: a file; expected a new path or a folder for the bundle")
+
+
+def load_bundle(path: Path | str) -> Bundle:
+    """Load a bundle and check it whole: schema, presence, size and SHA-256 of each file, shapes and finite numbers.
+
+    Raises:
+        EngineError: anything missing, changed, newer than this program, or inconsistent.
+    """
+    path = Path(path)
+    if not (path / MANIFEST).is_file():
+        raise EngineError(f"{path}: no {MANIFEST} there; expected the folder that `train fit --out` wrote")
+    text = _read(path / MANIFEST)
+    manifest = _parse_manifest(path, text)
+    unknown = manifest.files.keys() - {FEATURES, BANK, GOLDEN, MASK}
+    if unknown:
+        names = ", ".join(sorted(unknown))
+        raise EngineError(f"{path}: the manifest lists {names}, not a file of schema {SCHEMA}; copy the bundle again")
+    files = {name: _read_checked(path / name, entry) for name, entry in manifest.files.items()}
+    missing = {FEATURES, BANK, GOLDEN} - files.keys()
+    if missing:
+        raise EngineError(f"{path}: the manifest lists no {', '.join(sorted(missing))}; copy the bundle again")
+    mask = np.asarray(decode_image(files[MASK]).any(axis=2)) if MASK in files else None
+    bank = _unpack_bank(path, files[BANK], manifest.method.dim)
+    _golden_arrays(files[GOLDEN])
+    return Bundle(path, _sha256(text), manifest, files[FEATURES], bank, mask, files[GOLDEN])
+
+
+def pack_npz(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
+    """Arrays as the bytes of an uncompressed .npz: plain arrays only, nothing that needs pickle."""
+    if any(array.dtype.hasobject for array in arrays.values()):
+        raise TypeError("arrays of Python objects cannot be stored without pickle")
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]  # the stub takes any name for allow_pickle
+    return buffer.getvalue()
+
+
+def _parse_manifest(path: Path, text: bytes) -> Manifest:
+    try:
+        document = json.loads(text)
+        version = document["schema_version"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise EngineError(f"{path / MANIFEST}: not a readable manifest; copy the bundle again") from None
+    if version != SCHEMA:
+        newer = isinstance(version, int) and version > SCHEMA
+        remedy = "update the program on this machine" if newer else "train the bundle again"
+        raise EngineError(f"{path}: bundle schema {version}, expected {SCHEMA}; {remedy}")
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise EngineError(f"{path / MANIFEST}: {where}: {first['msg']}; copy the bundle again or train it again") from None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise EngineError(f"{path}: missing from the bundle; copy the bundle again") from None
+    except OSError as error:
+        raise EngineError(f"{path}: cannot be read ({error.strerror or error}); check the disk and permissions") from None
+
+
+def _read_checked(path: Path, entry: FileEntry) -> bytes:
+    data = _read(path)
+    if len(data) != entry.bytes or _sha256(data) != entry.sha256:
+        raise EngineError(
+            f"{path}: damaged ({len(data)} bytes, SHA-256 {_sha256(data)[:12]}...), expected {entry.bytes} bytes,"
+            f" {entry.sha256[:12]}...; copy the bundle again"
+        )
+    return data
+
+
+def _unpack_bank(path: Path, data: bytes, dim: int) -> Bank:
+    names = ("rows", "density", "image", "patch")
+    arrays = _load_npz(path / BANK, data, names)
+    rows, density, image, patch = (arrays[name] for name in names)
+    if [array.dtype for array in (rows, density, image, patch)] != [np.float32, np.float32, np.int32, np.int32]:
+        got = ", ".join(f"{name} {arrays[name].dtype}" for name in names)
+        raise EngineError(f"{path / BANK}: {got}, expected float32 rows and density, int32 image and patch; train it again")
+    count = len(rows) if rows.ndim == 2 else 0
+    if count == 0 or rows.shape[1] != dim or {density.shape, image.shape, patch.shape} != {(count,)}:
+        got = ", ".join(f"{name} {arrays[name].shape}" for name in names)
+        raise EngineError(f"{path / BANK}: {got}, expected rows (n, {dim}) and one value a row; train it again")
+    if not (np.isfinite(rows).all() and np.isfinite(density).all()):
+        raise EngineError(f"{path / BANK}: holds numbers that are not finite; train it again")
+    return Bank(np.ascontiguousarray(rows), density, image, patch)
+
+
+def _pack_golden(golden: Golden) -> bytes:
+    arrays: dict[str, npt.NDArray[Any]] = {"names": np.array(golden.names), "scores": golden.scores}
+    for index, image in enumerate(golden.images):
+        arrays[_png_name(index)] = np.frombuffer(encode_png(image), np.uint8)
+    return pack_npz(arrays)
+
+
+def _unpack_golden(data: bytes) -> Golden:
+    arrays = _golden_arrays(data)
+    images = tuple(decode_image(arrays[_png_name(index)].tobytes()) for index in range(len(arrays["names"])))
+    return Golden(tuple(str(name) for name in arrays["names"]), images, arrays["scores"])
+
+
+def _golden_arrays(data: bytes) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of `golden.npz`, checked against each other; the images in them are still PNG files."""
+    arrays = _load_npz(Path(GOLDEN), data, ("names", "scores"))
+    names, scores = arrays["names"], arrays["scores"]
+    expected = {"names", "scores"} | {_png_name(index) for index in range(names.size)}
+    if names.ndim != 1 or scores.shape != names.shape or arrays.keys() != expected:
+        counts = f"{names.size} names, {scores.size} scores and {len(arrays) - 2} images"
+        raise EngineError(f"{GOLDEN}: {counts}, expected as many of each; train it again")
+    if scores.dtype != np.float64 or not np.isfinite(scores).all():
+        raise EngineError(f"{GOLDEN}: scores are {scores.dtype}, expected finite float64 numbers; train it again")
+    return arrays
+
+
+def _png_name(index: int) -> str:
+    return f"png_{index:03d}"
+
+
+def _load_npz(path: Path, data: bytes, names: tuple[str, ...]) -> dict[str, npt.NDArray[Any]]:
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (ValueError, TypeError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        raise EngineError(f"{path}: not a readable array file ({error}); train the bundle again") from None
+    for name in names:
+        if not isinstance(arrays.get(name), np.ndarray):  # NumPy gives a member that is no array as bytes
+            raise EngineError(f"{path}: has no array '{name}'; train the bundle again")
+    return arrays
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,336 @@
+"""Local-Density KNN in NumPy: the reference that every faster twin is tested against.
+
+For a query x and a bank C, with c* the bank row nearest to x,
+
+    score(x) = d(x, c*) - alpha * density(c*)
+    density(c) = mean over the K nearest neighbours n of c among all normal patches, c itself left out, of d(c, n)
+
+(Lyu, Mo, Wong, "REB: Reducing Biases in Representation for Industrial Anomaly Detection", arXiv 2308.12577, section on
+LDKNN). d is the squared Euclidean distance by default, as in the authors' code; plain Euclidean is the other choice.
+Distances here are squared until `distance` turns them into the metric asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from engines import EngineError
+
+Floats = npt.NDArray[np.float32]
+Progress = Callable[[int, int], None]
+
+QUERY_BLOCK = 512
+ROW_BLOCK = 2048  # products of 512 queries with 2,048 rows are 4 MiB: near the cache, and the same whatever the bank
+_KEPT = 3  # nearest rows of a block that are looked at again where rounding could have swapped them
+_SPARE = 4  # candidates kept beyond K, so that float32 rounding cannot push a true neighbour out
+_EPSILON = float(np.finfo(np.float32).eps)
+
+
+class LDKNN:
+    """Score embeddings against one bank. Safe to share between threads: nothing is written after construction."""
+
+    def __init__(self, rows: Floats, density: Floats, *, alpha: float, metric: str = "sqeuclidean") -> None:
+        """Prepare a bank.
+
+        Args:
+            rows: float32 (n, d), the bank.
+            density: float32 (n,), `density(...)` of each row.
+            alpha: weight of the density; 0 is plain nearest neighbour.
+            metric: `sqeuclidean` or `euclidean`.
+
+        Raises:
+            EngineError: shapes that do not fit, an empty bank, or an unknown metric.
+        """
+        _check_rows(rows, "bank")
+        if density.shape != (len(rows),):
+            raise EngineError(f"density is {density.shape}, expected ({len(rows)},): one value a bank row")
+        _check_metric(metric)
+        # an equal row further down never wins a tie: without it the answers are the same, and repeated patches (a plain
+        # background) do not force the exact search below
+        self._kept = _first_of_equals(rows)
+        self._rows = np.ascontiguousarray(rows if len(self._kept) == len(rows) else rows[self._kept])
+        self._norms = _squared_norms(self._rows)
+        self._density = np.asarray(density, np.float32)
+        self._alpha = np.float32(alpha)
+        self._metric = metric
+
+    def score(self, queries: Floats) -> Floats:
+        """LDKNN score of each query: float32 (q, d) to float32 (q,), higher is more anomalous. O(q n d).
+
+        Raises:
+            EngineError: wrong shape or dtype. A query that is not finite scores NaN, which no caller may pass.
+        """
+        squared, nearest_row = self.search(queries)
+        return np.asarray(distance(squared, self._metric) - self._alpha * self._density[nearest_row])
+
+    def search(self, queries: Floats) -> tuple[Floats, npt.NDArray[np.int64]]:
+        """Nearest bank row of each query: squared distance float32 (q,) and row index int64 (q,).
+
+        |q|^2 - 2 q.c + |c|^2 is one matrix product a block. It cancels in float32, so rows that come within rounding of
+        the nearest are compared again by their differences in float64, ties go to the lower index, and the distance
+        returned is always that of the difference.
+        """
+        _check_rows(queries, "queries", self._rows.shape[1])
+        squared = np.empty(len(queries), np.float32)
+        index = np.empty(len(queries), np.int64)
+        products = np.empty(min(QUERY_BLOCK, len(queries)) * min(ROW_BLOCK, len(self._rows)), np.float32)
+        for start in range(0, len(queries), QUERY_BLOCK):
+            part = slice(start, start + QUERY_BLOCK)
+            row = self._search_block(queries[part], products)
+            squared[part] = _squared_differences(queries[part], self._rows[row])
+            index[part] = self._kept[row]
+        squared[~np.isfinite(squared)] = np.nan  # a comparison with NaN is False: say it, don't hide it
+        return squared, index
+
+    def _search_block(self, queries: Floats, products: Floats) -> npt.NDArray[np.int64]:
+        """Nearest of the rows kept, for at most QUERY_BLOCK queries; `products` is room to work in."""
+        every = np.arange(len(queries))
+        minus_twice = np.float32(-2) * queries
+        values, rows = [], []
+        for start in range(0, len(self._rows), ROW_BLOCK):
+            stop = min(start + ROW_BLOCK, len(self._rows))
+            block = products[: len(queries) * (stop - start)].reshape(len(queries), stop - start)
+            np.matmul(minus_twice, self._rows[start:stop].T, out=block)
+            block += self._norms[start:stop]
+            for _ in range(_KEPT):
+                column = block.argmin(axis=1)
+                values.append(block[every, column])
+                rows.append(column + start)
+                block[every, column] = np.inf
+        value, row = np.stack(values, axis=1), np.stack(rows, axis=1)
+        best = value.argmin(axis=1)
+        index = row[every, best]
+        limit = value[every, best] + _rounding(_squared_norms(queries), self._norms.max(), queries.shape[1])
+        close = value <= limit[:, None]
+        crowded = close[:, _KEPT - 1 :: _KEPT].any(axis=1)  # a block may hold more close rows than were kept
+        doubtful = ~crowded & (np.count_nonzero(close, axis=1) > 1)
+        for query in np.flatnonzero(doubtful):
+            index[query] = self._nearest_of(queries[query], np.unique(row[query, close[query]]))
+        for query in np.flatnonzero(crowded):
+            index[query] = self._nearest_of(queries[query], np.arange(len(self._rows)))
+        return np.asarray(index)
+
+    def _nearest_of(self, query: Floats, candidates: npt.NDArray[np.int64]) -> int:
+        """The nearest candidate by differences in float64; ties go to the first."""
+        best, index = np.inf, int(candidates[0])
+        for start in range(0, len(candidates), ROW_BLOCK):
+            chosen = candidates[start : start + ROW_BLOCK]
+            exact = _squared_differences(query.astype(np.float64), self._rows[chosen])
+            if exact.min() < best:
+                best, index = float(exact.min()), int(chosen[exact.argmin()])
+        return index
+
+
+def nearest(
+    queries: Floats,
+    rows: Floats,
+    k: int,
+    *,
+    exclude: npt.NDArray[np.int64] | None = None,
+    progress: Progress | None = None,
+) -> tuple[Floats, npt.NDArray[np.int64]]:
+    """The K nearest rows of each query, by squared Euclidean distance, nearest first. O(q n d) time, bounded memory.
+
+    Args:
+        queries: float32 (q, d).
+        rows: float32 (n, d).
+        k: neighbours wanted; fewer come back where there are fewer rows.
+        exclude: int64 (q,) one row index to leave out for each query (itself), or -1 for none.
+        progress: called with (queries done, queries in all).
+
+    Returns:
+        Squared distances float32 (q, k), computed from differences, and row indices int64 (q, k). Where the excluded
+        row leaves fewer than k rows, k shrinks by one for all. Which rows are compared by differences is decided in
+        float32, about the mean of the rows.
+
+    Raises:
+        EngineError: wrong shapes, or no row left to be a neighbour.
+    """
+    _check_rows(rows, "rows")
+    _check_rows(queries, "queries", rows.shape[1])
+    k = min(k, len(rows) - (0 if exclude is None else 1))
+    if k < 1:
+        raise EngineError(f"{len(rows)} rows leave no neighbour to measure, expected {1 if exclude is None else 2} or more")
+    centre = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
+    squared = np.empty((len(queries), k), np.float32)
+    index = np.empty((len(queries), k), np.int64)
+    for start in range(0, len(queries), QUERY_BLOCK):
+        part = slice(start, start + QUERY_BLOCK)
+        candidates = _candidates(queries[part], rows, centre, k + _SPARE, None if exclude is None else exclude[part])
+        squared[part], index[part] = _sort_exactly(queries[part], rows, candidates, k)
+        if progress is not None:
+            progress(min(start + QUERY_BLOCK, len(queries)), len(queries))
+    return squared, index
+
+
+def density(
+    bank: npt.NDArray[np.int64],
+    features: Floats,
+    k: int,
+    *,
+    metric: str = "sqeuclidean",
+    progress: Progress | None = None,
+) -> Floats:
+    """Local density of bank rows: the mean distance to their K nearest neighbours among all normal patches.
+
+    Args:
+        bank: int64 (n,), the bank as indices into `features`; a row is left out of its own neighbours by this index,
+            so an equal vector elsewhere still counts, at distance 0.
+        features: float32 (N, d), every normal patch.
+        k: neighbours; fewer where `features` has fewer.
+        metric: `sqeuclidean` or `euclidean`.
+
+    Returns:
+        float32 (n,). Zero where `features` is a single row, which has no neighbour.
+    """
+    _check_metric(metric)
+    if len(features) == 1:
+        return np.zeros(len(bank), np.float32)
+    squared, _ = nearest(features[bank], features, k, exclude=bank, progress=progress)
+    return np.asarray(distance(squared, metric).mean(axis=1), dtype=np.float32)
+
+
+def distance(squared: Floats, metric: str) -> Floats:
+    """Squared Euclidean distances in the metric asked for."""
+    return np.sqrt(squared) if metric == "euclidean" else squared
+
+
+def pool(patches: Floats, judged: npt.NDArray[np.bool_], pooling: str = "cover") -> float:
+    """Image score: the maximum over 3 x 3 windows, stride 3, of the mean patch score.
+
+    `cover` adds a last window flush with the border, so that every patch can reject a part; `paper` is the authors'
+    average pooling, which on a 32 x 32 map never sees the last two rows and columns. Patches that are not judged are
+    left out of a window's mean, and windows without a judged patch out of the maximum.
+
+    Args:
+        patches: float32 (rows, columns) patch scores.
+        judged: bool (rows, columns).
+
+    Returns:
+        The score; NaN where any judged patch is NaN, whether a window covers it or not.
+
+    Raises:
+        EngineError: an unknown pooling, or no judged patch below any window.
+    """
+    if pooling not in ("cover", "paper"):
+        raise EngineError(f"pooling '{pooling}', expected 'cover' or 'paper'")
+    if np.isnan(patches[judged]).any():
+        return float("nan")
+    tops, lefts = (_window_starts(length, pooling) for length in patches.shape)
+    windows = window_means(np.where(judged, patches, 0), tops, lefts)
+    shares = window_means(judged, tops, lefts)
+    if not (shares > 0).any():
+        raise EngineError(f"pooling '{pooling}' covers none of the {np.count_nonzero(judged)} judged patches; use 'cover'")
+    return float((windows[shares > 0] / shares[shares > 0]).max())
+
+
+def window_means(patches: npt.NDArray, tops: npt.NDArray[np.int64], lefts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Mean of each 3 x 3 window (smaller on a map smaller than that): (rows, columns) to float64 (tops, lefts)."""
+    side_r, side_c = min(3, patches.shape[0]), min(3, patches.shape[1])
+    total = np.zeros((len(tops), len(lefts)))
+    for down in range(side_r):
+        for right in range(side_c):
+            total += patches[np.ix_(tops + down, lefts + right)]
+    return total / (side_r * side_c)
+
+
+def _window_starts(length: int, pooling: str) -> npt.NDArray[np.int64]:
+    last = max(length - 3, 0)
+    starts = np.arange(0, last + 1, 3)
+    if pooling == "cover" and starts[-1] != last:
+        starts = np.append(starts, last)
+    return starts
+
+
+def _candidates(
+    queries: Floats, rows: Floats, centre: Floats, count: int, exclude: npt.NDArray[np.int64] | None
+) -> npt.NDArray[np.int64]:
+    """Indices (q, count) of the rows that look nearest in float32, unsorted; -1 where there are fewer.
+
+    Distances are the same about any centre, and cancel least about the mean.
+    """
+    total = len(queries)
+    queries = queries - centre
+    best = np.full((total, count), np.inf, np.float32)
+    index = np.full((total, count), -1, np.int64)
+    for start in range(0, len(rows), ROW_BLOCK):
+        block = rows[start : start + ROW_BLOCK] - centre
+        near = queries @ block.T
+        near *= -2
+        near += _squared_norms(block)
+        if exclude is not None:
+            own = np.flatnonzero((exclude >= start) & (exclude < start + len(block)))
+            near[own, exclude[own] - start] = np.inf
+        query, row = np.nonzero(near < best.max(axis=1)[:, None])
+        best, index = _merge(best, index, query, near[query, row], row + start)
+    return index
+
+
+def _merge(
+    best: Floats, index: npt.NDArray[np.int64], query: npt.NDArray[np.int64], value: Floats, row: npt.NDArray[np.int64]
+) -> tuple[Floats, npt.NDArray[np.int64]]:
+    """Keep the smallest of what is held, (q, count) each, and of new (query, value, row) triples."""
+    total, count = best.shape
+    queries = np.concatenate([np.repeat(np.arange(total), count), query])
+    values = np.concatenate([best.ravel(), value])
+    rows = np.concatenate([index.ravel(), row])
+    order = np.lexsort((values, queries))
+    first = np.searchsorted(queries[order], np.arange(total))
+    kept = order[first[:, None] + np.arange(count)]
+    return values[kept], rows[kept]
+
+
+def _sort_exactly(
+    queries: Floats, rows: Floats, candidates: npt.NDArray[np.int64], k: int
+) -> tuple[Floats, npt.NDArray[np.int64]]:
+    """The k nearest of each query's candidates, by distances from differences, ties by index. Blocked over queries."""
+    squared = np.empty((len(queries), k), np.float32)
+    index = np.empty((len(queries), k), np.int64)
+    step = max(1, 4 * 2**20 // (candidates.shape[1] * rows.shape[1]))  # 16 MiB of gathered rows
+    for start in range(0, len(queries), step):
+        part = slice(start, start + step)
+        chosen = np.sort(candidates[part], axis=1)
+        exact = _squared_differences(queries[part, None, :], rows[chosen])
+        exact[chosen < 0] = np.inf
+        order = np.argsort(exact, axis=1, kind="stable")[:, :k]
+        squared[part] = np.take_along_axis(exact, order, axis=1)
+        index[part] = np.take_along_axis(chosen, order, axis=1)
+    return squared, index
+
+
+def _first_of_equals(rows: Floats) -> npt.NDArray[np.int64]:
+    """Ascending indices of the rows, less those that equal an earlier one bit for bit."""
+    first: dict[bytes, int] = {}
+    for index, row in enumerate(np.ascontiguousarray(rows)):
+        first.setdefault(hashlib.blake2b(row, digest_size=16).digest(), index)
+    return np.fromiter(first.values(), np.int64, len(first))
+
+
+def _squared_norms(vectors: Floats) -> Floats:
+    return np.einsum("ij,ij->i", vectors, vectors)
+
+
+def _squared_differences(one: Floats, other: Floats) -> Floats:
+    difference = one - other
+    return np.asarray(np.einsum("...j,...j->...", difference, difference))
+
+
+def _rounding(query_norms: Floats, largest: np.float32, dim: int) -> Floats:
+    """How far the expanded square may be off, float32 (q,): a sum of d rounded products errs by about sqrt(d) ulps."""
+    return np.asarray(4 * _EPSILON * np.sqrt(dim) * (query_norms + largest), dtype=np.float32)
+
+
+def _check_rows(rows: npt.NDArray, name: str, dim: int | None = None) -> None:
+    fits = isinstance(rows, np.ndarray) and rows.dtype == np.float32 and rows.ndim == 2 and len(rows) > 0
+    if not fits or (dim is not None and rows.shape[1] != dim):
+        got = f"{rows.dtype} {rows.shape}" if isinstance(rows, np.ndarray) else type(rows).__name__
+        raise EngineError(f"{name} is {got}, expected float32 (n, {dim if dim is not None else 'd'}) with n of 1 or more")
+
+
+def _check_metric(metric: str) -> None:
+    if metric not in ("sqeuclidean", "euclidean"):
+        raise EngineError(f"metric '{metric}', expected 'sqeuclidean' or 'euclidean'")

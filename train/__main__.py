@@ -1,0 +1,207 @@
+"""The train door: `python -m train sample|audit|fit|evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engines import console
+from engines.atomic import write_file
+from engines.bundle import load_bundle
+from engines.extractors import backends
+from engines.preprocess import Roi
+from train import TrainError
+from train.data import LAYOUTS, open_dataset
+
+if TYPE_CHECKING:
+    from train.normals import Console, Settings
+
+BACKBONES = ("resnet18", "vgg11_bn", "wide_resnet50_2", "wide_resnet101_2")  # known before torch is imported
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns 0 done, 1 the audit found something, 2 bad usage or input, 130 interrupted."""
+    parser = argparse.ArgumentParser(prog="train", description="From photos of good parts to a bundle for the station.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_sample(commands)
+    _add_audit(commands)
+    _add_fit(commands)
+    _add_evaluate(commands)
+    arguments = parser.parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    arguments.command = shlex.join(["train", *words])
+    return console.run_door(arguments.run, arguments)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """argparse type: `256`, or `WIDTHxHEIGHT` as cameras write it, to (height, width)."""
+    found = re.fullmatch(r"(\d+)(?:[xX](\d+))?", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"'{text}', expected a side such as 256, or WIDTHxHEIGHT such as 512x320")
+    wide = int(found[1])
+    return int(found[2] or wide), wide
+
+
+def parse_roi(text: str) -> Roi:
+    """argparse type: `X,Y,W,H` in source pixels."""
+    pieces = text.split(",")
+    if len(pieces) != 4 or not all(piece.strip().isdigit() for piece in pieces):
+        raise argparse.ArgumentTypeError(f"'{text}', expected X,Y,WIDTH,HEIGHT in pixels, such as 100,50,640,480")
+    return Roi(*(int(piece) for piece in pieces))
+
+
+def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    sample = commands.add_parser("sample", help="draw a small product to try everything on")
+    sample.add_argument("--out", required=True, type=Path, help="folder to make")
+    sample.add_argument("--seed", default=0, type=int, help="default: %(default)s")
+    sample.set_defaults(run=_sample)
+
+
+def _add_audit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    audit = commands.add_parser("audit", help="find copies, blur, bad exposure and outliers among the good images")
+    _add_data(audit)
+    _add_network(audit)
+    audit.add_argument("--out", default=Path("audit.png"), type=Path, help="contact sheet (default: %(default)s)")
+    audit.set_defaults(run=_audit)
+
+
+def _add_fit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    fit = commands.add_parser("fit", help="make a bundle from good images")
+    _add_data(fit)
+    fit.add_argument("--out", required=True, type=Path, metavar="BUNDLE", help="folder to write; an older bundle is replaced")
+    _add_network(fit)
+    fit.add_argument("--recipe", help="name of the product (default: the data folder's name)")
+    fit.add_argument("--mm-per-pixel", type=console.positive_float, help="of the source images, to speak in millimetres")
+    fit.add_argument("--k", default=9, type=int, help="neighbours of the density (default: %(default)s)")
+    fit.add_argument("--alpha", default=1.0, type=float, help="weight of the density, 0 is plain NN (default: %(default)s)")
+    fit.add_argument("--metric", default="sqeuclidean", choices=("sqeuclidean", "euclidean"), help="default: %(default)s")
+    fit.add_argument("--few-shot", type=int, metavar="N", help="train on N images drawn at random")
+    fit.set_defaults(run=_fit)
+
+
+def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    evaluate = commands.add_parser("evaluate", help="measure a bundle on labelled test images, beside the baselines")
+    evaluate.add_argument("--bundle", required=True, type=Path)
+    _add_data(evaluate)
+    evaluate.add_argument("--backend", default="onnxruntime", choices=backends(), help="default: %(default)s")
+    evaluate.add_argument("--json", type=Path, metavar="FILE", help="write {method: {metric: {kind or 'all': value}}}")
+    evaluate.add_argument("--report", type=Path, metavar="DIR", help="write an HTML page with plots and the worst misses")
+    evaluate.set_defaults(run=_evaluate)
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", required=True, type=Path, help="folder of images")
+    parser.add_argument("--layout", choices=LAYOUTS, help="default: detected")
+
+
+def _add_network(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--weights", metavar="FILE|URL|none", help="default: the folder in REB_WEIGHTS, else ImageNet's, downloaded once"
+    )
+    parser.add_argument("--backbone", default="resnet18", choices=BACKBONES, help="default: %(default)s")
+    parser.add_argument("--size", default=(256, 256), type=parse_size, metavar="SIDE|WxH", help="network input (default: 256)")
+    parser.add_argument("--roi", type=parse_roi, metavar="X,Y,W,H", help="judged rectangle in source pixels (default: all)")
+    parser.add_argument("--mask", type=Path, metavar="FILE", help="image of the frame's size; what is not black is ignored")
+    parser.add_argument("--coreset", default=0.02, type=float, help="part of the patches to keep (default: %(default)s)")
+    parser.add_argument("--seed", default=0, type=int, help="default: %(default)s")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
+
+
+def _sample(arguments: argparse.Namespace) -> int:
+    from train.sample import write_sample
+
+    with console.progress("drawing") as advance:
+        write_sample(arguments.out, seed=arguments.seed, progress=advance)
+    console.say(f"wrote {open_dataset(arguments.out).summary()}")
+    console.say(f"wrote {arguments.out / 'calibration' / 'good'}: good parts for a station's calibration")
+    return console.DONE
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    _need_extra()
+    from train.contact_sheet import contact_sheet
+    from train.normals import audit
+
+    findings, count = audit(_settings(arguments), _talk())
+    if not findings:
+        console.say(f"nothing suspicious in {count} images")
+        return console.DONE
+    rows = [(finding.problem, finding.sample.path.name, finding.detail) for finding in findings]
+    console.table(f"{len(findings)} findings in {count} images", ("problem", "image", "what"), rows)
+    contact_sheet(findings, arguments.out)
+    console.say(f"wrote {arguments.out}")
+    return console.NO
+
+
+def _fit(arguments: argparse.Namespace) -> int:
+    _need_extra()
+    from train.fit import fit
+
+    result = fit(_settings(arguments), arguments.out, _talk())
+    threshold = result.threshold
+    if threshold is not None:
+        console.say(
+            f"provisional threshold {threshold.value:.6g} from {threshold.n} held-out normals"
+            f" (false rejects {threshold.rate:.0%} or less); calibrate each station before use"
+        )
+    console.say(f"export: {result.golden}")
+    console.say(f"wrote {result.path} ({result.rows} rows, digest {result.digest[:12]})")
+    return console.DONE
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    _need_extra()
+    from train.evaluate import evaluate, to_json
+    from train.report import write_report
+
+    bundle, dataset = load_bundle(arguments.bundle), open_dataset(arguments.data, arguments.layout)
+    console.say(f"data: {dataset.summary()}")
+    with console.progress("evaluating") as advance:
+        evaluation = evaluate(bundle, dataset, backend=arguments.backend, progress=advance)
+    metrics = sorted({metric for figures in evaluation.metrics.values() for metric in figures})
+    rows = [
+        (method, *(f"{100 * figures[metric]['all']:.2f}" if "all" in figures.get(metric, {}) else "-" for metric in metrics))
+        for method, figures in evaluation.metrics.items()
+    ]
+    console.table("all defects, in percent", ("method", *metrics), rows)
+    if arguments.json is not None:
+        write_file(arguments.json, to_json(evaluation).encode())
+        console.say(f"wrote {arguments.json}")
+    if arguments.report is not None:
+        console.say(f"wrote {write_report(arguments.report, evaluation, bundle, dataset)}")
+    return console.DONE
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    from train.normals import Settings
+
+    names = [field.name for field in dataclasses.fields(Settings) if hasattr(arguments, field.name)]
+    return Settings(**{name: getattr(arguments, name) for name in names})
+
+
+def _talk() -> Console:
+    from train.normals import Console
+
+    return Console(console.say, console.warn, console.progress)
+
+
+def _need_extra() -> None:
+    """Say which extra is missing before an import fails with a bare name."""
+    missing = [
+        name
+        for name in ("torch", "onnx", "onnxscript", "safetensors", "sklearn", "matplotlib", "jinja2")
+        if find_spec(name) is None
+    ]
+    if missing:
+        raise TrainError(f"{', '.join(missing)} cannot be imported; install the training part: pip install '.[train]'")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,200 @@
+"""From a folder of good images to a bundle: embed, select, measure density, export, prove, write."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import torch
+
+import engines
+from calibration.threshold import conformal_threshold
+from engines.bundle import (
+    Bank,
+    Golden,
+    GoldenCheck,
+    ImageRecord,
+    Method,
+    Provenance,
+    ProvisionalThreshold,
+    check_replaceable,
+    write_bundle,
+)
+from engines.inspector import Scorer
+from engines.ldknn import density
+from engines.ort import OnnxRuntimeExtractor
+from engines.verify import GoldenResult
+from train import TrainError
+from train.audit import summarise
+from train.export import TorchExtractor, check_parity, to_onnx
+from train.features import grid_of
+from train.golden import choose_golden
+from train.normals import MIN_FOR_HOLD_OUT, Console, Normals, Settings, find_outliers, open_normals, select_coreset
+
+_FEW_NORMALS = 8  # bank images that stand in as golden images where none is held out
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What `fit` wrote."""
+
+    path: Path
+    digest: str
+    threshold: ProvisionalThreshold | None
+    golden: GoldenResult
+    rows: int
+
+
+@dataclass(frozen=True)
+class _GoldenSet:
+    """Golden images with the trained network's scores, and the scale that differences are stated in."""
+
+    threshold: ProvisionalThreshold | None
+    golden: Golden
+    spread: float
+
+
+def fit(settings: Settings, out: Path, console: Console) -> FitResult:
+    """Train one product and write its bundle.
+
+    Raises:
+        InspectionError: bad data, weights or settings, or a failed parity gate; nothing is written then, and an older
+            bundle at the same path stays.
+    """
+    _check_settings(settings)
+    check_replaceable(out)
+    normals = open_normals(settings, console)
+    coreset = select_coreset(normals, settings, console)
+    outliers = find_outliers(normals, coreset, console)
+    console.say(summarise([*normals.findings, *outliers], len(normals.samples)))
+    bank = _make_bank(normals, coreset, settings, console)
+    method = Method(
+        backbone=normals.backbone.name,
+        dim=normals.network.dim,
+        grid=grid_of(settings.size),
+        metric=settings.metric,
+        k=settings.k,
+        alpha=settings.alpha,
+    )
+    trained = Scorer(method, normals.preprocessor, bank, TorchExtractor(normals.network, normals.device))
+    chosen = _choose_golden(normals, trained, settings, console)
+    console.say("exporting to ONNX")
+    graph = to_onnx(normals.network, settings.size)
+    extractor = OnnxRuntimeExtractor(
+        graph, input_shape=(1, 3, *settings.size), output_shape=(method.grid[0] * method.grid[1], method.dim)
+    )
+    exported = Scorer(method, normals.preprocessor, bank, extractor)
+    parity = check_parity(exported, chosen.golden, chosen.threshold, chosen.spread)
+    digest = write_bundle(
+        out,
+        spec=normals.spec,
+        method=method,
+        threshold=chosen.threshold,
+        golden_check=GoldenCheck(
+            images=len(parity.rows), spread=chosen.spread, max_difference=parity.max_difference, flips=parity.flips
+        ),
+        provenance=_provenance(normals, settings),
+        features=graph,
+        bank=bank,
+        mask=normals.mask,
+        golden=Golden(chosen.golden.names, chosen.golden.images, np.array([row.got for row in parity.rows])),
+    )
+    return FitResult(out, digest, chosen.threshold, parity, len(bank.rows))
+
+
+def _check_settings(settings: Settings) -> None:
+    if settings.k < 1:
+        raise TrainError(f"K is {settings.k}, expected 1 or more")
+    if not (math.isfinite(settings.alpha) and settings.alpha >= 0):
+        raise TrainError(f"alpha is {settings.alpha}, expected a number of 0 or more")
+
+
+def _make_bank(normals: Normals, coreset: npt.NDArray[np.int64], settings: Settings, console: Console) -> Bank:
+    features = normals.bank_features
+    with console.progress("density") as advance:
+        dense = density(coreset, features, settings.k, metric=settings.metric, progress=advance)
+    console.say(f"bank: {len(coreset)} rows of {len(features)} patches from {normals.in_bank} images")
+    patch = np.flatnonzero(normals.judged.ravel())[coreset % normals.patches]
+    return Bank(features[coreset], dense, (coreset // normals.patches).astype(np.int32), patch.astype(np.int32))
+
+
+def _choose_golden(normals: Normals, scorer: Scorer, settings: Settings, console: Console) -> _GoldenSet:
+    samples = normals.held_out or normals.samples[:_FEW_NORMALS]
+    with console.progress("golden images") as advance:
+        scores = np.empty(len(samples))
+        for index, sample in enumerate(samples):
+            scores[index] = scorer.score(sample.image()).value
+            advance(index + 1, len(samples))
+    threshold = _provisional(normals, scores, console)
+    spread = float(scores.std(ddof=1)) if len(normals.held_out) > 1 else 0.0
+    candidates = choose_golden(
+        samples,
+        scores,
+        lambda image: scorer.score(image).value,
+        threshold=threshold.value if threshold is not None else None,
+        spread=spread,
+        roi=settings.roi,
+        seed=settings.seed,
+    )
+    golden = Golden(
+        tuple(candidate.name for candidate in candidates),
+        tuple(candidate.image for candidate in candidates),
+        np.array([scorer.score(candidate.image).value for candidate in candidates]),
+    )
+    if spread <= 0:
+        # no held-out normals to measure it on: the golden images' own scores give the scale
+        spread = max(float(golden.scores.std()), 1e-6)
+    return _GoldenSet(threshold, golden, spread)
+
+
+def _provisional(normals: Normals, scores: npt.NDArray[np.float64], console: Console) -> ProvisionalThreshold | None:
+    """The highest held-out score, which is the conformal threshold at the lowest rate that so few scores can bound."""
+    if len(normals.samples) == 1:
+        console.warn("a single image: every difference between good parts will look like a defect; add images")
+    if not normals.held_out:
+        console.warn(
+            f"{len(normals.samples)} images are too few to hold any out (from {MIN_FOR_HOLD_OUT} a tenth is): no provisional"
+            " threshold; calibrate on other good images before use"
+        )
+        return None
+    rate = 1 / (len(scores) + 1)
+    return ProvisionalThreshold(value=conformal_threshold(scores, rate), n=len(scores), rate=rate)
+
+
+def _provenance(normals: Normals, settings: Settings) -> Provenance:
+    images = tuple(
+        ImageRecord(
+            name=os.path.relpath(sample.path, settings.data),
+            pixels=digest,
+            use="bank" if index < normals.in_bank else "held-out",
+        )
+        for index, (sample, digest) in enumerate(zip(normals.samples, normals.digests, strict=True))
+    )
+    weights = normals.weights
+    return Provenance(
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        recipe=settings.recipe or Path(os.path.abspath(settings.data)).name,
+        command=settings.command,
+        seed=settings.seed,
+        weights=weights.source if weights is not None else "none",
+        weights_sha256=weights.sha256 if weights is not None else None,
+        coreset=settings.coreset,
+        patches=len(normals.bank_features),
+        images=images,
+        versions={
+            "reb": engines.__version__,
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "opencv": cv2.__version__,
+            "torch": torch.__version__,
+            "onnxruntime": onnxruntime.__version__,
+        },
+    )

@@ -1,0 +1,272 @@
+"""Good images to patch embeddings: what `fit` and `audit` share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from engines.bank import coreset_size, k_centre
+from engines.bundle import Input, Metric, make_preprocessor
+from engines.images import pixel_digest, read_mask
+from engines.preprocess import Preprocessor, Roi
+from train import TrainError
+from train.audit import Finding, audit_images, leave_one_out
+from train.backbones import BackboneSpec, backbone_spec, build
+from train.data import Dataset, Sample, few_shot, open_dataset
+from train.features import FeatureNet, embed_samples, grid_of
+from train.weights import Weights, find_weights
+
+MIN_FOR_HOLD_OUT = 20  # below this a tenth is one image or none, and no threshold could be read from it
+MIN_HELD_OUT = 3
+_COARSE_PX = 32  # a patch over more source pixels than this a side deserves a word
+
+ProgressBar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `fit` and `audit` are asked for. `size` is (height, width) in pixels; `weights` as in `find_weights`."""
+
+    data: Path
+    layout: str | None = None
+    weights: str | None = None
+    backbone: str = "resnet18"
+    size: tuple[int, int] = (256, 256)
+    roi: Roi | None = None
+    mask: Path | None = None
+    mm_per_pixel: float | None = None
+    coreset: float = 0.02
+    k: int = 9
+    alpha: float = 1.0
+    metric: Metric = "sqeuclidean"
+    few_shot: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    recipe: str | None = None
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Console:
+    """Where the work talks to a person: lines, warnings, progress bars."""
+
+    say: Callable[[str], None]
+    warn: Callable[[str], None]
+    progress: ProgressBar
+
+
+@dataclass(frozen=True)
+class Normals:
+    """A product's good images, embedded; those of the bank come first, those held out of it last.
+
+    Attributes:
+        spec, mask, preprocessor: how an image becomes network input.
+        backbone, weights, network, device: what embeds it; `weights` is None for an untrained network.
+        samples, digests: the images, exact duplicates left out, and their pixel digests.
+        in_bank: how many of them, from the first, are for the bank.
+        features: float32 (images * judged patches, D).
+        judged: bool (rows, columns) patches that count.
+        findings: of the audit by pixels.
+    """
+
+    spec: Input
+    mask: npt.NDArray[np.bool_] | None
+    preprocessor: Preprocessor
+    backbone: BackboneSpec
+    weights: Weights | None
+    network: FeatureNet
+    device: torch.device
+    samples: tuple[Sample, ...]
+    digests: tuple[str, ...]
+    in_bank: int
+    features: npt.NDArray[np.float32]
+    judged: npt.NDArray[np.bool_]
+    findings: tuple[Finding, ...]
+
+    @property
+    def patches(self) -> int:
+        """Judged patches of one image."""
+        return int(self.judged.sum())
+
+    @property
+    def bank_features(self) -> npt.NDArray[np.float32]:
+        """Embeddings of the bank's images: a view, not a copy."""
+        return self.features[: self.in_bank * self.patches]
+
+    @property
+    def held_out(self) -> tuple[Sample, ...]:
+        """Images held out of the bank."""
+        return self.samples[self.in_bank :]
+
+
+def open_normals(settings: Settings, console: Console) -> Normals:
+    """Find, audit and embed the good images.
+
+    Raises:
+        InspectionError: bad data, weights or settings.
+    """
+    coreset_size(settings.coreset, 1)
+    backbone = backbone_spec(settings.backbone)
+    dataset = open_dataset(settings.data, settings.layout)
+    console.say(f"data: {dataset.summary()}")
+    if settings.few_shot is not None:
+        dataset = few_shot(dataset, settings.few_shot, settings.seed)
+        console.say(f"few-shot: {len(dataset.train)} training images drawn with seed {settings.seed}")
+    spec, mask = _input_of(settings, dataset.train[0])
+    preprocessor = make_preprocessor(spec, mask)
+    network, weights = load_network(settings.weights, backbone, settings.seed, console)
+    device = choose_device(settings.device)
+    network.to(device)
+    _say_coverage(preprocessor, dataset.train[0], spec, console)
+    findings = _audit_pixels(dataset, console)
+    samples, digests, in_bank = _order(dataset, settings.seed)
+    dropped = len(dataset.train) + len(dataset.validation) - len(samples)
+    if dropped > 0:
+        console.warn(f"{dropped} images are exact copies of others and were left out")
+    judged = preprocessor.judged_patches(grid_of(preprocessor.size))
+    _check_memory(len(samples) * int(judged.sum()), network.dim)
+    with console.progress("embedding") as advance:
+        features = embed_samples(network, preprocessor, samples, judged, device, advance)
+    if not np.isfinite(features).all():
+        raise TrainError("the network gave embeddings that are not finite; the weights do not suit these images")
+    return Normals(
+        spec,
+        mask,
+        preprocessor,
+        backbone,
+        weights,
+        network,
+        device,
+        samples,
+        digests,
+        in_bank,
+        features,
+        judged,
+        tuple(findings),
+    )
+
+
+def audit(settings: Settings, console: Console) -> tuple[list[Finding], int]:
+    """All findings among a folder's good images, and how many images there are. Raises as `open_normals`."""
+    normals = open_normals(settings, console)
+    total = len(normals.samples) + sum(finding.problem == "duplicate" for finding in normals.findings)
+    return [*normals.findings, *find_outliers(normals, select_coreset(normals, settings, console), console)], total
+
+
+def select_coreset(normals: Normals, settings: Settings, console: Console) -> npt.NDArray[np.int64]:
+    """Indices int64 (m,) into the features: the rows of the bank."""
+    count = coreset_size(settings.coreset, len(normals.bank_features))
+    with console.progress("coreset") as advance:
+        return k_centre(normals.bank_features, count, np.random.default_rng([settings.seed, 1]), advance)
+
+
+def find_outliers(normals: Normals, coreset: npt.NDArray[np.int64], console: Console) -> list[Finding]:
+    """Images that are far from all others; held-out images are measured too."""
+    image_of_row = np.repeat(np.arange(len(normals.samples)), normals.patches)
+    if len(np.unique(image_of_row[coreset])) < 2:
+        return []
+    with console.progress("leave one out") as advance:
+        return leave_one_out(normals.features, image_of_row, coreset, normals.judged, normals.samples, progress=advance)
+
+
+def load_network(source: str | None, spec: BackboneSpec, seed: int, console: Console) -> tuple[FeatureNet, Weights | None]:
+    """Find and load the backbone's weights, saying what they are and what they lack; None for an untrained network.
+
+    Raises:
+        TrainError: no weights, with the remedy.
+    """
+    with console.progress("weights") as advance:
+        weights = find_weights(source, spec, advance)
+    if weights is None:
+        console.warn(f"untrained {spec.name} drawn from seed {seed}: scores will be much weaker than with ImageNet weights")
+    else:
+        absent = weights.absent_parts(spec)
+        lacks = f"; the file has no {', '.join(absent)}, which embeddings do not need" if absent else ""
+        console.say(f"weights: {weights.source} (SHA-256 {weights.sha256[:12]}){lacks}")
+    return FeatureNet(build(spec, weights.state if weights else None, seed), spec), weights
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` takes CUDA where it is; anything else is taken at its word. Raises TrainError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise TrainError(f"device '{name}' cannot be used ({reason}); expected auto, cpu or cuda") from None
+    return device
+
+
+def _audit_pixels(dataset: Dataset, console: Console) -> list[Finding]:
+    images = dataset.train + dataset.validation
+    with console.progress("audit") as advance:
+        findings = audit_images(images, advance)
+    unreadable = [finding for finding in findings if finding.problem == "unreadable"]
+    if unreadable:
+        listed = "\n  ".join(f"{finding.sample.path}: {finding.detail}" for finding in unreadable)
+        raise TrainError(f"{len(unreadable)} of {len(images)} images cannot be used; replace or remove them:\n  {listed}")
+    return findings
+
+
+def _order(dataset: Dataset, seed: int) -> tuple[tuple[Sample, ...], tuple[str, ...], int]:
+    """Distinct images and their digests, those for the bank first, and how many those are."""
+    by_digest: dict[str, Sample] = {}
+    for sample in dataset.train + dataset.validation:
+        by_digest.setdefault(pixel_digest(sample.image()), sample)
+    digests, samples = list(by_digest), list(by_digest.values())
+    validation = set(dataset.validation)
+    held_out = {index for index, sample in enumerate(samples) if sample in validation}
+    if not held_out and len(samples) >= MIN_FOR_HOLD_OUT:
+        count = max(MIN_HELD_OUT, round(len(samples) / 10))
+        held_out = set(np.random.default_rng([seed, 0]).permutation(len(samples))[:count].tolist())
+    order = sorted(range(len(samples)), key=lambda index: (index in held_out, index))
+    return tuple(samples[i] for i in order), tuple(digests[i] for i in order), len(samples) - len(held_out)
+
+
+def _input_of(settings: Settings, first: Sample) -> tuple[Input, npt.NDArray[np.bool_] | None]:
+    mask = read_mask(settings.mask) if settings.mask is not None else None
+    high, wide = first.image().shape[:2]
+    tied = settings.roi is not None or mask is not None
+    roi = settings.roi
+    spec = Input(
+        size=settings.size,
+        roi=(roi.x, roi.y, roi.width, roi.height) if roi is not None else None,
+        frame_size=(high, wide) if tied else None,
+        mm_per_pixel=settings.mm_per_pixel,
+    )
+    return spec, mask
+
+
+def _say_coverage(preprocessor: Preprocessor, first: Sample, spec: Input, console: Console) -> None:
+    size = first.image().shape[:2]
+    high, wide = preprocessor.source_px_per_patch((size[0], size[1]), grid_of(preprocessor.size))
+    scale = spec.mm_per_pixel
+    physical = f" ({wide * scale:.2f} x {high * scale:.2f} mm)" if scale is not None else ""
+    console.say(
+        f"input: {spec.size[1]}x{spec.size[0]} from {size[1]}x{size[0]} pixels;"
+        f" one patch covers {wide:.1f} x {high:.1f} source pixels{physical}"
+    )
+    if max(high, wide) > _COARSE_PX:
+        console.warn(
+            f"a patch covers {max(high, wide):.0f} source pixels: much smaller defects will be lost;"
+            " crop with --roi, or raise --size"
+        )
+
+
+def _check_memory(rows: int, dim: int) -> None:
+    needed = rows * (dim + 128 + 32) * 4  # embeddings, their projection, and the distances of one coreset step
+    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > 0.8 * installed:
+        raise TrainError(
+            f"embeddings need {needed / 2**30:.1f} GiB, this machine has {installed / 2**30:.1f} GiB;"
+            " use fewer images (--few-shot), a smaller --size, or a larger machine"
+        )

@@ -1,0 +1,148 @@
+"""Where a backbone's weights come from: a file, a URL, or torchvision's published checkpoint; never a pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from engines.ldknn import Progress
+from train import TrainError
+from train.backbones import BackboneSpec
+
+_TIMEOUT_S = 20
+_SUFFIXES = (".npz", ".safetensors", ".pth", ".pt")
+_REMEDY = "give --weights FILE (.pth, .safetensors or .npz), or --weights none for an untrained network"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A state dict and where it is from: file name or URL, and the SHA-256 (hex) of the file."""
+
+    state: dict[str, Tensor]
+    source: str
+    sha256: str
+
+    def absent_parts(self, spec: BackboneSpec) -> tuple[str, ...]:
+        """Top-level parts of the whole network that the file does not hold."""
+        held = {name.split(".")[0] for name in self.state}
+        return tuple(part for part in spec.parts if part not in held)
+
+
+def find_weights(source: str | None, spec: BackboneSpec, progress: Progress | None = None) -> Weights | None:
+    """Load the weights asked for.
+
+    Args:
+        source: a file, an http(s) URL, `none` for an untrained network, or None: then a file that begins with the
+            backbone's name in the folder that the environment variable REB_WEIGHTS names, else torchvision's
+            published checkpoint, downloaded once and cached.
+        spec: the backbone that they are for.
+        progress: called with (bytes done, bytes in all) while downloading.
+
+    Returns:
+        The weights; None for `none`.
+
+    Raises:
+        TrainError: not found, not reachable, wrong hash, or not a state dict; with the remedy.
+    """
+    if source == "none":
+        return None
+    if source is None:
+        local = _in_environment(spec)
+        if local is not None:
+            return _load(local, local.name)
+        source = spec.url
+    if re.match(r"https?://", source):
+        return _load(_download(source, progress), source)
+    path = Path(source)
+    if not path.is_file():
+        raise TrainError(f"{path}: no such weights file; {_REMEDY}")
+    return _load(path, path.name)
+
+
+def _in_environment(spec: BackboneSpec) -> Path | None:
+    folder = os.environ.get("REB_WEIGHTS")
+    if not folder:
+        return None
+    found = sorted(path for path in Path(folder).glob(f"{spec.name}*") if path.suffix in _SUFFIXES)
+    return found[0] if found else None
+
+
+def _load(path: Path, source: str) -> Weights:
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as archive:
+                state = {name: torch.from_numpy(archive[name]) for name in archive.files}
+        elif path.suffix == ".safetensors":
+            state = load_file(path)
+        elif path.suffix in _SUFFIXES:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            raise TrainError(f"{path}: suffix '{path.suffix}', expected one of {', '.join(_SUFFIXES)}")
+    except TrainError:
+        raise
+    except Exception as error:  # three readers, each with exceptions of its own
+        raise TrainError(f"{path}: cannot be read as weights ({str(error).splitlines()[0]}); {_REMEDY}") from None
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise TrainError(f"{path}: not a state dict of tensors; expected torchvision's names, such as conv1.weight")
+    return Weights(state, source, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def _download(url: str, progress: Progress | None) -> Path:
+    """Download into torch's cache, unless it is there; check the hash that torchvision writes into the name."""
+    name = url.rsplit("/", 1)[-1]
+    prefix = re.search(r"-([0-9a-f]{8,})\.", name)
+    target = Path(torch.hub.get_dir()) / "checkpoints" / name
+    if not target.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        data = _fetch(url, progress)
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{name}.", delete=False) as file:
+            try:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+                _check_hash(url, data, prefix)
+                os.replace(file.name, target)
+            except BaseException:
+                Path(file.name).unlink(missing_ok=True)
+                raise
+    else:
+        _check_hash(str(target), target.read_bytes(), prefix)
+    return target
+
+
+def _fetch(url: str, progress: Progress | None) -> bytes:
+    try:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response:
+            total = int(response.headers.get("Content-Length") or 0)
+            pieces = []
+            done = 0
+            while piece := response.read(2**20):
+                pieces.append(piece)
+                done += len(piece)
+                if progress is not None:
+                    progress(done, max(total, done))
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise TrainError(f"{url}: cannot be downloaded ({reason}); {_REMEDY}") from None
+    if done < total:
+        raise TrainError(f"{url}: got {done} of {total} bytes; try again, or {_REMEDY}")
+    return b"".join(pieces)
+
+
+def _check_hash(source: str, data: bytes, prefix: re.Match[str] | None) -> None:
+    digest = hashlib.sha256(data).hexdigest()
+    if prefix is not None and not digest.startswith(prefix[1]):
+        raise TrainError(
+            f"{source}: SHA-256 begins {digest[:8]}, expected {prefix[1]}; delete the file if it is cached, and try again"
+        )
