@@ -46,13 +46,14 @@ class OnnxRuntimeExtractor:
         options.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            (only,) = self._session.get_inputs()
         except Exception as error:  # the runtime's exceptions share no public base class
             raise EngineError(f"ONNX Runtime refuses the feature graph ({error}); train it again") from None
         self.provider = self._session.get_providers()[0]
         self.engine_digest = hashlib.sha256(graph).hexdigest()
         self._input_shape = input_shape
         self._output_shape = output_shape
-        self._input_name = self._session.get_inputs()[0].name
+        self._input_name = only.name
         self.extract(np.zeros(self._input_shape, np.float32))
 
     def extract(self, tensor: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

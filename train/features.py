@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from engines import EngineError
 from engines.ldknn import Progress
 from engines.preprocess import Preprocessor
 from train.backbones import BackboneSpec
@@ -104,7 +105,7 @@ def embed_samples(
     features = np.empty((len(samples) * per_image, network.dim), np.float32)
     for start in range(0, len(samples), _BATCH):
         batch = samples[start : start + _BATCH]
-        tensors = np.concatenate([preprocessor(sample.image()) for sample in batch])
+        tensors = np.concatenate([_prepare(preprocessor, sample) for sample in batch])
         embedded = embed(network, tensors, device).reshape(len(batch), -1, network.dim)
         features[start * per_image : (start + len(batch)) * per_image] = embedded[:, judged.ravel()].reshape(-1, network.dim)
         if progress is not None:
@@ -117,6 +118,14 @@ def embed(network: FeatureNet, tensors: npt.NDArray[np.float32], device: torch.d
     """Embed a batch: float32 (b, 3, h, w) to float32 (b * patches, D)."""
     batch = torch.from_numpy(tensors).to(device, memory_format=torch.channels_last)
     return np.asarray(network(batch).float().cpu().numpy())
+
+
+def _prepare(preprocessor: Preprocessor, sample: Sample) -> npt.NDArray[np.float32]:
+    image = sample.image()
+    try:
+        return preprocessor(image)
+    except EngineError as error:
+        raise EngineError(f"{sample.path}: {error}") from None
 
 
 def _block_diagonal(weight: Tensor, groups: int) -> bool:

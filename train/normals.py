@@ -106,8 +106,13 @@ class Normals:
         return self.samples[self.in_bank :]
 
 
-def open_normals(settings: Settings, console: Console) -> Normals:
+def open_normals(settings: Settings, console: Console, *, skip_unreadable: bool = False) -> Normals:
     """Find, audit and embed the good images.
+
+    Args:
+        settings: what was asked for.
+        console: where to talk.
+        skip_unreadable: go on without files that cannot be read, for an audit that is to list them.
 
     Raises:
         InspectionError: bad data, weights or settings.
@@ -119,13 +124,14 @@ def open_normals(settings: Settings, console: Console) -> Normals:
     if settings.few_shot is not None:
         dataset = few_shot(dataset, settings.few_shot, settings.seed)
         console.say(f"few-shot: {len(dataset.train)} training images drawn with seed {settings.seed}")
+    findings = _audit_pixels(dataset, console)
+    dataset = _readable(dataset, findings, skip_unreadable)
     spec, mask = _input_of(settings, dataset.train[0])
     preprocessor = make_preprocessor(spec, mask)
     network, weights = load_network(settings.weights, backbone, settings.seed, console)
     device = choose_device(settings.device)
     network.to(device)
     _say_coverage(preprocessor, dataset.train[0], spec, console)
-    findings = _audit_pixels(dataset, console)
     samples, digests, in_bank = _order(dataset, settings.seed)
     dropped = len(dataset.train) + len(dataset.validation) - len(samples)
     if dropped > 0:
@@ -155,8 +161,8 @@ def open_normals(settings: Settings, console: Console) -> Normals:
 
 def audit(settings: Settings, console: Console) -> tuple[list[Finding], int]:
     """All findings among a folder's good images, and how many images there are. Raises as `open_normals`."""
-    normals = open_normals(settings, console)
-    total = len(normals.samples) + sum(finding.problem == "duplicate" for finding in normals.findings)
+    normals = open_normals(settings, console, skip_unreadable=True)
+    total = len(normals.samples) + sum(finding.problem in ("duplicate", "unreadable") for finding in normals.findings)
     return [*normals.findings, *find_outliers(normals, select_coreset(normals, settings, console), console)], total
 
 
@@ -207,14 +213,19 @@ def choose_device(name: str) -> torch.device:
 
 
 def _audit_pixels(dataset: Dataset, console: Console) -> list[Finding]:
-    images = dataset.train + dataset.validation
     with console.progress("audit") as advance:
-        findings = audit_images(images, advance)
-    unreadable = [finding for finding in findings if finding.problem == "unreadable"]
-    if unreadable:
-        listed = "\n  ".join(f"{finding.sample.path}: {finding.detail}" for finding in unreadable)
-        raise TrainError(f"{len(unreadable)} of {len(images)} images cannot be used; replace or remove them:\n  {listed}")
-    return findings
+        return audit_images(dataset.train + dataset.validation, advance)
+
+
+def _readable(dataset: Dataset, findings: list[Finding], skip: bool) -> Dataset:
+    """The dataset without unreadable files, or an error that lists them all."""
+    broken = {finding.sample: finding.detail for finding in findings if finding.problem == "unreadable"}
+    train = tuple(sample for sample in dataset.train if sample not in broken)
+    if broken and not (skip and train):
+        listed = "\n  ".join(f"{sample.path}: {detail}" for sample, detail in broken.items())
+        raise TrainError(f"{len(broken)} images cannot be used; replace or remove them:\n  {listed}")
+    validation = tuple(sample for sample in dataset.validation if sample not in broken)
+    return Dataset(dataset.root, dataset.layout, train, validation, dataset.test)
 
 
 def _order(dataset: Dataset, seed: int) -> tuple[tuple[Sample, ...], tuple[str, ...], int]:

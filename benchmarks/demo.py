@@ -1,0 +1,120 @@
+"""The main job from end to end: train on images, calibrate, replay a station, print verdicts and figures.
+
+`python -m benchmarks.demo --out out` draws a product first; `--data DIR` takes a folder in a known layout instead. Every
+step is one of the four doors, printed as the command that a person would type.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from calibration.__main__ import main as calibration_door
+from edge.__main__ import main as edge_door
+from engines import InspectionError, console
+from engines.__main__ import main as engines_door
+from engines.images import list_images
+from train import TrainError
+from train.__main__ import main as train_door
+from train.backbones import backbone_spec
+from train.data import open_dataset
+from train.weights import find_weights
+
+_FALSE_REJECT = 0.01
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the demo; returns the exit code of the first step that fails, 0 otherwise."""
+    parser = argparse.ArgumentParser(prog="demo", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", default=Path("out"), type=Path, help="default: %(default)s")
+    parser.add_argument("--data", type=Path, help="folder of images (default: draw a product)")
+    parser.add_argument("--weights", help="as for `train fit`")
+    parser.set_defaults(run=_demo)
+    arguments = parser.parse_args(argv)
+    return console.run_door(arguments.run, arguments)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    out: Path = arguments.out
+    data: Path = arguments.data or out / "product"
+    bundle, record, report = out / "bundle", out / "line-1.json", out / "report"
+    if arguments.data is None and not (data / "train").is_dir():
+        _step("train", train_door, ["sample", "--out", data])
+    weights = _weights(arguments.weights)
+    _step("train", train_door, ["fit", "--data", data, "--out", bundle, *(["--weights", weights] if weights else [])])
+    _step("engines", engines_door, ["verify", "--bundle", bundle])
+    good, parts = _station_images(data, out)
+    rate = _affordable_rate(len(list_images(good)))
+    _step(
+        "calibration",
+        calibration_door,
+        ["fit", "--bundle", bundle, "--images", good, "--station", "line-1", "--false-reject", rate, "--out", record],
+    )
+    (out / "journal.jsonl").unlink(missing_ok=True)
+    _step("edge", edge_door, ["replay", "--bundle", bundle, "--calibration", record, "--images", parts])
+    _step(
+        "train", train_door, ["evaluate", "--bundle", bundle, "--data", data, "--json", out / "figures.json", "--report", report]
+    )
+    _step("engines", engines_door, ["bench", "--bundle", bundle])
+    console.say(f"\nbundle       {bundle}\ncalibration  {record}\njournal      {out / 'journal.jsonl'}")
+    console.say(f"figures      {out / 'figures.json'}\nreport       {report / 'index.html'}")
+    return console.DONE
+
+
+def _step(door: str, run: Callable[[Sequence[str]], int], words: Sequence[object]) -> None:
+    """Say a command as a person would type it, run it, and stop the demo if it fails."""
+    argv = [str(word) for word in words]
+    console.say(f"\n$ python -m {door} {shlex.join(argv)}")
+    code = run(argv)
+    if code == console.INTERRUPTED:
+        raise KeyboardInterrupt
+    if code != console.DONE:
+        raise InspectionError(f"`{door} {argv[0]}` ended with {code}; its own message stands above")
+
+
+def _weights(asked: str | None) -> str | None:
+    """The weights to ask `fit` for: none at all only where nothing can be had, and that is said."""
+    if asked is not None:
+        return asked
+    try:
+        with console.progress("ImageNet weights") as advance:
+            find_weights(None, backbone_spec("resnet18"), advance)
+    except TrainError as error:
+        console.warn(f"{error}")
+        console.warn("this demo goes on with an untrained network; expect weak figures")
+        return "none"
+    return None
+
+
+def _station_images(data: Path, out: Path) -> tuple[Path, Path]:
+    """Good images for the calibration, and the parts to replay, which share no image.
+
+    A data set without a folder `calibration/good` lends every second good test image.
+    """
+    if (data / "calibration" / "good").is_dir():
+        return data / "calibration" / "good", data / "test"
+    dataset = open_dataset(data)
+    good, parts = out / "station" / "calibration", out / "station" / "parts"
+    shutil.rmtree(out / "station", ignore_errors=True)
+    lent = {sample.path for sample in [sample for sample in dataset.test if sample.good][::2]}
+    for sample in dataset.test:
+        folder = good if sample.path in lent else parts / sample.kind
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / sample.path.name).symlink_to(sample.path.resolve())
+    if not lent:
+        raise TrainError(f"{data}: no good test images; calibration needs good parts that are not in the bank")
+    return good, parts
+
+
+def _affordable_rate(images: int) -> float:
+    """The false-reject rate wanted, or the lowest that so few images can bound, rounded up."""
+    return max(_FALSE_REJECT, math.ceil(1000 / (images + 1)) / 1000)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Tests of the whole project, flat: one file a module."""

@@ -1,0 +1,236 @@
+"""Stand-ins that tests of every room share; nothing of this ships.
+
+The tiny network averages each 8 x 8 cell of its input, colour by colour. So a patch's embedding is the mean colour of its
+cell after ImageNet normalisation, and scores can be worked out by hand: a bank of one row, `cell(grey)`, with density
+0 scores a flat picture of that grey 0, and a cell of another colour the squared distance between the two colours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper
+
+from engines import EngineError
+from engines.bundle import (
+    Bank,
+    Golden,
+    GoldenCheck,
+    ImageRecord,
+    Input,
+    Method,
+    Metric,
+    Pooling,
+    ProvisionalThreshold,
+    Provenance,
+    make_preprocessor,
+    write_bundle,
+)
+from engines.images import Image, pixel_digest
+from engines.inspector import Scorer
+from engines.preprocess import IMAGENET_MEAN, IMAGENET_STD
+
+CELL_PX = 8
+DIM = 3
+GREY = 128
+
+Floats = npt.NDArray[np.float32]
+
+
+def flat(colour: int | tuple[int, int, int], size: tuple[int, int] = (64, 64)) -> Image:
+    """A picture of one colour: uint8 RGB (height, width, 3)."""
+    return np.full((*size, 3), colour, np.uint8)
+
+
+def textured(seed: int, size: tuple[int, int] = (64, 64)) -> Image:
+    """A picture of seeded noise: uint8 RGB (height, width, 3)."""
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
+
+
+def cell(colour: int | tuple[int, int, int]) -> Floats:
+    """Embedding of a cell of one colour, float32 (3,): the definition, in float64 and then rounded."""
+    unit = np.broadcast_to(np.asarray(colour, np.float64), (3,)) / 255
+    return ((unit - IMAGENET_MEAN) / IMAGENET_STD).astype(np.float32)
+
+
+def cells(*colours: int | tuple[int, int, int]) -> Floats:
+    """Embeddings of several cells, float32 (n, 3): rows for a tiny bank."""
+    return np.stack([cell(colour) for colour in colours])
+
+
+def grid_of(size: tuple[int, int]) -> tuple[int, int]:
+    """Patch grid (rows, columns) of the tiny network for an input of (height, width)."""
+    return size[0] // CELL_PX, size[1] // CELL_PX
+
+
+class FakeExtractor:
+    """The tiny network in NumPy, as a `FeatureExtractor`.
+
+    Attributes:
+        calls: how many images were embedded.
+        closed: `close` was called.
+        before: called with the number of the call before each embedding; raise, wait or count there.
+        spoil: turns the embeddings float32 (patches, 3) into those that are given out, such as NaN.
+    """
+
+    backend = "fake"
+    precision = "fp32"
+    provider = "NumPy"
+    engine_digest = hashlib.sha256(b"fake").hexdigest()
+
+    def __init__(
+        self,
+        size: tuple[int, int] = (64, 64),
+        *,
+        before: Callable[[int], None] = lambda call: None,
+        spoil: Callable[[Floats], Floats] = lambda embeddings: embeddings,
+    ) -> None:
+        self.calls = 0
+        self.closed = False
+        self.before = before
+        self.spoil = spoil
+        self._size = size
+
+    def extract(self, tensor: Floats) -> Floats:
+        """Mean of each cell: float32 (1, 3, h, w) to float32 (patches, 3). Raises EngineError as real ones do."""
+        _check_tensor(tensor, self._size)
+        self.calls += 1
+        self.before(self.calls)
+        rows, columns = grid_of(self._size)
+        means = tensor[0].reshape(3, rows, CELL_PX, columns, CELL_PX).mean(axis=(2, 4))
+        return self.spoil(np.ascontiguousarray(means.reshape(3, -1).T))
+
+    def close(self) -> None:
+        """Note that it was closed; may be called twice."""
+        self.closed = True
+
+
+def feature_graph(size: tuple[int, int] = (64, 64)) -> bytes:
+    """The tiny network as ONNX: float32 (1, 3, h, w) to float32 (patches, 3), patches row by row."""
+    patches = int(np.prod(grid_of(size)))
+    nodes = [
+        helper.make_node("AveragePool", ["image"], ["means"], kernel_shape=[CELL_PX] * 2, strides=[CELL_PX] * 2),
+        helper.make_node("Transpose", ["means"], ["last"], perm=[0, 2, 3, 1]),
+        helper.make_node("Reshape", ["last", "shape"], ["embeddings"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, *size])],
+        [helper.make_tensor_value_info("embeddings", TensorProto.FLOAT, [patches, DIM])],
+        [helper.make_tensor("shape", TensorProto.INT64, [2], [patches, DIM])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def write_tiny_bundle(
+    path: Path | str,
+    *,
+    threshold: float | None = 1.0,
+    rows: Floats | None = None,
+    density: Floats | None = None,
+    size: tuple[int, int] = (64, 64),
+    roi: tuple[int, int, int, int] | None = None,
+    mask: npt.NDArray[np.bool_] | None = None,
+    frame_size: tuple[int, int] | None = None,
+    mm_per_pixel: float | None = None,
+    metric: Metric = "sqeuclidean",
+    pooling: Pooling = "cover",
+    k: int = 1,
+    alpha: float = 1.0,
+    normals: tuple[Image, ...] = (),
+    golden: tuple[Image, ...] = (),
+    spread: float = 0.1,
+) -> str:
+    """Write a bundle of the tiny network and return its digest.
+
+    Args:
+        path: folder to write.
+        threshold: provisional threshold; None leaves it out.
+        rows: float32 (n, 3), the bank; one row, a cell of grey 128, unless given.
+        density: float32 (n,); zeros unless given.
+        size: network input (height, width).
+        roi: judged (x, y, width, height).
+        mask: bool (H, W), True = ignored.
+        frame_size: (height, width) of every frame; taken from `mask`, or else from `size`, where a region needs one.
+        mm_per_pixel: scale of the frame.
+        metric, pooling, k, alpha: the method's settings.
+        normals: images recorded in the provenance as being in the bank.
+        golden: golden images; a flat one of grey 128 unless given. Their scores are computed by `FakeExtractor`.
+        spread: standard deviation of normal scores that the manifest states.
+    """
+    if frame_size is None and mask is not None:
+        frame_size = (mask.shape[0], mask.shape[1])
+    if frame_size is None and roi is not None:
+        frame_size = size
+    bank = tiny_bank(cells(GREY) if rows is None else rows, density)
+    spec = Input(size=size, roi=roi, frame_size=frame_size, mm_per_pixel=mm_per_pixel)
+    method = Method(backbone="tiny", dim=DIM, grid=grid_of(size), metric=metric, k=k, alpha=alpha, pooling=pooling)
+    pictures = golden or (flat(GREY, frame_size or size),)
+    scorer = Scorer(method, make_preprocessor(spec, mask), bank, FakeExtractor(size))
+    return write_bundle(
+        path,
+        spec=spec,
+        method=method,
+        threshold=None if threshold is None else ProvisionalThreshold(value=threshold, n=50, rate=0.01),
+        golden_check=GoldenCheck(images=len(pictures), spread=spread, max_difference=0.0, flips=0),
+        provenance=tiny_provenance(normals),
+        features=feature_graph(size),
+        bank=bank,
+        mask=mask,
+        golden=Golden(
+            names=tuple(f"golden-{index}.png" for index in range(len(pictures))),
+            images=pictures,
+            scores=np.array([scorer.score(picture).value for picture in pictures]),
+        ),
+    )
+
+
+def tiny_bank(rows: Floats, density: Floats | None = None) -> Bank:
+    """A bank of these rows, all of image 0; density zeros unless given."""
+    count = len(rows)
+    return Bank(
+        rows=rows,
+        density=np.zeros(count, np.float32) if density is None else density,
+        image=np.zeros(count, np.int32),
+        patch=np.arange(count, dtype=np.int32),
+    )
+
+
+def tiny_provenance(normals: tuple[Image, ...] = ()) -> Provenance:
+    """Where the tiny bundle says that it comes from; `normals` are its bank images."""
+    images = tuple(
+        ImageRecord(name=f"normal-{index}.png", pixels=pixel_digest(image), use="bank") for index, image in enumerate(normals)
+    )
+    return Provenance(
+        created="2024-01-01T00:00:00+00:00",
+        recipe="tiny",
+        command="train fit",
+        seed=0,
+        weights="none",
+        weights_sha256=None,
+        coreset=1.0,
+        patches=64,
+        images=images,
+        versions={"numpy": "2"},
+    )
+
+
+def flip_byte(path: Path | str, at: int | None = None) -> None:
+    """Change one byte of a file in place: the one at index `at`, the middle one unless given."""
+    path = Path(path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 if at is None else at] ^= 0xFF
+    path.write_bytes(bytes(data))
+
+
+def _check_tensor(tensor: Floats, size: tuple[int, int]) -> None:
+    if tensor.dtype != np.float32 or tensor.shape != (1, 3, *size):
+        raise EngineError(f"network input is {tensor.dtype} {tensor.shape}, expected float32 (1, 3, {size[0]}, {size[1]})")
