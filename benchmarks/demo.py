@@ -58,7 +58,9 @@ def _demo(arguments: argparse.Namespace) -> int:
     (out / "journal.jsonl").unlink(missing_ok=True)
     _step("edge", edge_door, ["replay", "--bundle", bundle, "--calibration", record, "--images", parts])
     _step(
-        "train", train_door, ["evaluate", "--bundle", bundle, "--data", data, "--json", out / "figures.json", "--report", report]
+        "train",
+        train_door,
+        ["evaluate", "--bundle", bundle, "--data", data, "--json", out / "figures.json", "--report", report],
     )
     _step("engines", engines_door, ["bench", "--bundle", bundle])
     console.say(f"\nbundle       {bundle}\ncalibration  {record}\njournal      {out / 'journal.jsonl'}")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from pydantic import Field, ValidationError
 
@@ -39,34 +40,40 @@ class Calibration(Record):
 
 
 def save_calibration(path: Path | str, calibration: Calibration) -> None:
-    """Write a record atomically. Raises EngineError when it cannot be written."""
-    write_file(path, (calibration.model_dump_json(indent=1) + "\n").encode())
+    """Write a record atomically, with its own SHA-256. Raises EngineError when it cannot be written."""
+    fields = calibration.model_dump(mode="json")
+    write_file(path, (json.dumps({**fields, "sha256": _sha256(fields)}, indent=1) + "\n").encode())
 
 
 def load_calibration(path: Path | str) -> Calibration:
     """Read a record.
 
     Raises:
-        CalibrationError: missing, unreadable, newer than this program, or with a wrong or unknown field.
+        CalibrationError: missing, unreadable, newer than this program, with a wrong or unknown field, or changed since it
+            was written: one digit of a threshold decides what passes.
     """
     path = Path(path)
     try:
-        text = path.read_bytes()
-        version = json.loads(text)["schema_version"]
+        document = json.loads(path.read_bytes())
+        version = document["schema_version"]
     except OSError as error:
         raise CalibrationError(f"{path}: cannot be read ({error.strerror or error}); run `calibration fit` first") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise CalibrationError(f"{path}: not a calibration record; run `calibration fit` again") from None
     if version != SCHEMA:
         raise CalibrationError(
             f"{path}: calibration schema {version}, expected {SCHEMA}; update the program or calibrate again"
         )
+    written = document.pop("sha256", None)
     try:
-        return Calibration.model_validate_json(text)
+        calibration = Calibration.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise CalibrationError(f"{path}: {where}: {first['msg']}; calibrate again") from None
+    if written != _sha256(document):
+        raise CalibrationError(f"{path}: changed since it was written, its SHA-256 does not match; calibrate again")
+    return calibration
 
 
 def mismatches(calibration: Calibration, *, bundle_digest: str, backend: str, precision: str, engine_digest: str) -> list[str]:
@@ -82,3 +89,7 @@ def mismatches(calibration: Calibration, *, bundle_digest: str, backend: str, pr
         for name, made, loaded in pairs
         if made != loaded
     ]
+
+
+def _sha256(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()

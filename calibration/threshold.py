@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
@@ -38,12 +39,11 @@ def check_enough(count: int, rate: float) -> None:
         raise CalibrationError(f"false-reject rate {rate}, expected above 0 and below 1, such as 0.01")
     needed = images_needed(rate)
     if count < needed:
-        raise CalibrationError(
-            f"{count} good images, expected at least {needed} for a false-reject rate of {rate:g};"
-            f" add images, or allow a rate of {1 / (count + 1):.3g} or more"
-        )
+        affordable = math.ceil(1e4 / (count + 1)) / 1e4  # rounded up, so that the advice holds
+        advice = f"add images, or allow a rate of {affordable:g} or more" if count > 0 else "add images"
+        raise CalibrationError(f"{count} good images, expected at least {needed} for a false-reject rate of {rate:g}; {advice}")
 
 
 def images_needed(rate: float) -> int:
     """Fewest scores for which the bound says anything: the smallest n with ceil((n + 1)(1 - rate)) <= n."""
-    return math.ceil(1 / rate - 1 - 1e-9)
+    return math.ceil(1 / Fraction(rate) - 1 - Fraction(1, 10**9))

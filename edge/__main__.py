@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import math
 import os
@@ -100,14 +101,16 @@ def _check(arguments: argparse.Namespace) -> int:
 def _inspect(config: StationConfig, calibration: Calibration) -> int:
     """Refuse or run: nothing is judged before the bundle, the calibration and the self-test are in order."""
     bundle = load_bundle(config.bundle)
-    scorer = InspectorThread(lambda: _open_trusted(bundle, config, calibration))
-    rejector = DryRunRejector()
-    camera: Camera | None = None
-    journal: JsonLinesJournal | None = None
-    try:
+    with contextlib.ExitStack() as closing:  # from the last to the first, each even where another fails: the line first
+        scorer = InspectorThread(lambda: _open_trusted(bundle, config, calibration))
+        closing.callback(scorer.close)
         camera = _open_camera(config)
+        closing.callback(camera.close)
         started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         journal = JsonLinesJournal(config.journal, f"{started}/{os.getpid()}", bundle.digest)
+        closing.callback(journal.close)
+        rejector = DryRunRejector()
+        closing.callback(rejector.close)
         journal.event("started", {"version": __version__, "station": config.station, "calibration": calibration.model_dump()})
         console.say(
             f"{config.station} ready: threshold {calibration.threshold:.6g}, deadline {config.deadline_ms:g} ms, dry run"
@@ -124,13 +127,6 @@ def _inspect(config: StationConfig, calibration: Calibration) -> int:
         statistics = station.run(camera, _print_verdict)
         _print_statistics(statistics, time.monotonic() - begun)
         journal.event("stopped", {"parts": statistics.parts})
-    finally:
-        rejector.close()
-        if camera is not None:
-            camera.close()
-        scorer.close()
-        if journal is not None:
-            journal.close()
     console.say(f"wrote {config.journal}")
     return console.NO if statistics.outcomes[Outcome.FAULT] > 0 else console.DONE
 

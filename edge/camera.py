@@ -17,6 +17,8 @@ from edge.verdict import Arrival, Frame, Missing
 from engines import EngineError
 from engines.images import Image, list_images, read_image
 
+# OpenCV would also open a text file, as a film of its letters, and one picture as a sequence of all with like names
+VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"})
 _LOST_AFTER = 5  # waits in a row without a frame before a live camera counts as lost
 
 
@@ -77,6 +79,9 @@ class VideoCamera:
         """Open the file; `period_ns` as for a folder. Raises StationError when it cannot be opened or decoded."""
         if not path.is_file():
             raise StationError(f"{path}: no such file; expected a folder of images or a video file")
+        if path.suffix.lower() not in VIDEO_SUFFIXES:
+            kinds = ", ".join(sorted(VIDEO_SUFFIXES))
+            raise StationError(f"{path}: not the name of a video; expected a folder of images or a file that ends with {kinds}")
         self._capture = cv2.VideoCapture(str(path))
         if not self._capture.isOpened():
             raise StationError(f"{path}: OpenCV cannot open it as a video; expected a folder of images or a video file")
@@ -134,15 +139,18 @@ class OpenCVCamera:
             raise StationError(f"camera {device}: OpenCV cannot open it; check the cable, the number and the permissions")
         self._fresh = threading.Condition()
         self._newest: tuple[Image, int] | None = None
+        self._failure: str | None = None
         self._stopping = False
         self._thread = threading.Thread(target=self._drain, name=f"camera {device}", daemon=True)
         self._thread.start()
 
     def frames(self) -> Iterator[Arrival]:
-        """Newest frame each time. Raises StationError when the camera stays silent."""
+        """Newest frame each time. Raises StationError when the camera fails or stays silent."""
         part = silent = 0
         while True:
             newest = self._take()
+            if newest is None and self._failure is not None:
+                raise StationError(f"camera {self._device}: reading failed ({self._failure}); check it, then start again")
             part += 1
             if newest is None:
                 silent += 1
@@ -157,26 +165,34 @@ class OpenCVCamera:
             yield Frame(image, part, captured_ns, captured_ns, str(self._device))
 
     def close(self) -> None:
-        """Stop the thread and release the camera; may be called twice."""
+        """Stop the thread, which releases the camera; may be called twice. A driver that hangs is left to the system."""
         self._stopping = True
         self._thread.join(timeout=self._timeout_s)
-        self._capture.release()
 
     def _take(self) -> tuple[Image, int] | None:
         with self._fresh:
-            self._fresh.wait_for(lambda: self._newest is not None, self._timeout_s)
+            self._fresh.wait_for(lambda: self._newest is not None or self._failure is not None, self._timeout_s)
             newest, self._newest = self._newest, None
             return newest
 
     def _drain(self) -> None:
-        while not self._stopping:
-            read, image = self._capture.read()
-            if not read:
-                self._clock.sleep_until_ns(self._clock.now_ns() + 10_000_000)
-                continue
+        try:
+            while not self._stopping:
+                read, image = self._capture.read()
+                captured_ns = self._clock.now_ns()
+                if not read:
+                    self._clock.sleep_until_ns(captured_ns + 10_000_000)
+                    continue
+                picture = _from_opencv(image)
+                with self._fresh:
+                    self._newest = (picture, captured_ns)
+                    self._fresh.notify()
+        except Exception as error:  # whatever a driver raises is handed to the thread that waits
             with self._fresh:
-                self._newest = (_from_opencv(image), self._clock.now_ns())
+                self._failure = f"{type(error).__name__}: {error}"
                 self._fresh.notify()
+        finally:
+            self._capture.release()  # by the thread that reads it: released under a read, OpenCV may crash
 
 
 class _Pace:
@@ -198,6 +214,8 @@ class _Pace:
 
 
 def _from_opencv(image: npt.NDArray[Any]) -> Image:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise StationError(f"frame is {image.dtype} {image.shape}, expected uint8 (height, width, 3); set 8-bit colour")
     return _read_only(np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8))
 
 

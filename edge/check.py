@@ -99,11 +99,13 @@ def self_test(inspector: Inspector) -> Check:
 
 def _check_journal(path: Path) -> Check:
     folder = path.parent
-    while not folder.exists() and folder != folder.parent:
+    while not os.path.exists(folder) and folder != folder.parent:  # pathlib's raises where a parent is closed to us
         folder = folder.parent
-    if path.is_dir():
+    if os.path.isdir(path):
         return Check("journal", str(path), (f"{path}: a folder, expected the path of a file",))
-    target = path if path.exists() else folder
+    if not os.path.isdir(folder):
+        return Check("journal", str(path), (f"{folder}: a file, expected a folder to write the journal in",))
+    target = path if os.path.exists(path) else folder
     if not os.access(target, os.W_OK):
         return Check("journal", str(path), (f"{target}: cannot be written; change its permissions or the journal's path",))
     free = shutil.disk_usage(folder).free

@@ -11,7 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edge import StationError
 
-PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# strict: YAML reads `yes` as true, which would count as 1
+PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+CountFromZero = Annotated[int, Field(ge=0, strict=True)]
 
 
 class _Section(BaseModel):
@@ -31,7 +33,7 @@ class CameraSource(_Section):
     """A live camera that OpenCV opens: a number, a device path or a URL."""
 
     kind: Literal["camera"]
-    device: int | str
+    device: CountFromZero | str
     timeout_ms: PositiveNumber = 2000
 
 
@@ -49,7 +51,7 @@ class StationConfig(_Section):
     bundle: Path
     calibration: Path
     backend: str = "onnxruntime"
-    threads: Annotated[int, Field(ge=0)] = 0
+    threads: CountFromZero = 0
     deadline_ms: PositiveNumber = 1000
     source: Annotated[FolderSource | CameraSource, Field(discriminator="kind")]
     rejector: DryRun = DryRun(kind="dry-run")
@@ -78,14 +80,17 @@ def load_config(path: Path) -> StationConfig:
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         document = yaml.safe_load(text)
+        doubled = [] if root is None else list(_doubled(root))
+    except (ValueError, RecursionError) as error:  # a date such as 2024-13-45, or a section inside itself
+        raise ConfigError([f"{path}: not YAML that can be read ({error}); correct it"]) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark is not None else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ConfigError([f"{path}{line}: not YAML ({problem})"]) from None
+        raise ConfigError([f"{path}{line}: not YAML ({problem}); correct it"]) from None
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError([f"{path}:1: expected keys such as 'station:' and 'bundle:', got {type(document).__name__}"])
-    faults = [f"{path}:{line}: key '{key}' appears twice; remove one" for key, line in _doubled(root)]
+    faults = [f"{path}:{line}: key '{key}' appears twice; remove one" for key, line in doubled]
     try:
         config = StationConfig.model_validate(document)
     except ValidationError as error:
@@ -104,14 +109,16 @@ def _resolve(config: StationConfig, folder: Path) -> StationConfig:
 
 
 def _fault(path: Path, root: yaml.MappingNode, item) -> str:  # type: ignore[no-untyped-def]
-    # a discriminated union adds the chosen kind to the location; it is no key of the file
-    location = [str(part) for part in item["loc"] if part not in ("replay", "camera", "dry-run") or part == item["loc"][0]]
+    # the union of sources adds the chosen kind to the location, and that of devices a type: they are no keys of the file
+    location = [str(part) for part in item["loc"]]
+    if location[:1] == ["source"]:
+        location = location[:1] + location[2:3]
     line = _line_of(root, location)
     name = ".".join(location) or "the file"
     if item["type"] == "extra_forbidden":
         return f"{path}:{line}: unknown key '{name}'; expected one of: {', '.join(_known(location))}"
     if item["type"] == "missing":
-        return f"{path}:{line}: key '{name}' is missing"
+        return f"{path}:{line}: key '{name}' is missing; add it"
     return f"{path}:{line}: '{name}' is {item['input']!r}; {item['msg'][0].lower()}{item['msg'][1:]}"
 
 

@@ -31,7 +31,8 @@ class JsonLinesJournal:
     """Appends to a text file. A line is written in one call and cut off again if it did not fit.
 
     A verdict row that follows another of the same run and part replaces it: that happens only where writing the first
-    one made the part late. Rows reach the operating system at once and the disk when the journal closes.
+    one made the part late, or where the reject line did not take it. Rows reach the operating system at once and the disk
+    when the journal closes.
     """
 
     def __init__(self, path: Path, run: str, bundle_digest: str) -> None:
@@ -89,6 +90,7 @@ class JsonLinesJournal:
         when = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
         line = (json.dumps({"when": when, **self._common, **row}, allow_nan=False) + "\n").encode()
         try:
+            self._cut_half_line()  # left by a failed write where cutting it off failed too
             end = os.fstat(self._file).st_size
             try:
                 written = os.write(self._file, line)

@@ -106,7 +106,7 @@ class Station:
         """Decide on one part, keep the verdict, act on it, and return it.
 
         The verdict is kept before it is acted on, so that no part passes unrecorded; where keeping it fails or makes
-        the part late, it becomes a FAULT.
+        the part late, it becomes a FAULT. So does a PASS that the reject line did not take, and the run ends there.
 
         Raises:
             StationError: the reject line cannot be driven.
@@ -119,8 +119,14 @@ class Station:
             verdict = self._fault(verdict, f"journal failed: {error}", deadline)
         else:
             if verdict.outcome is Outcome.PASS and deadline.passed(self._clock.now_ns()):
-                verdict = self._keep_late(verdict, deadline)
-        self._rejector.apply(verdict)
+                verdict = self._replace(verdict, f"{self._missed()}: the journal held the verdict up", deadline)
+        try:
+            self._rejector.apply(verdict)
+        except Exception as error:  # whatever a line raises, nobody knows what it did
+            self._replace(verdict, f"reject line failed: {error}", deadline)
+            raise StationError(
+                f"part {verdict.part}: the reject line cannot be driven ({error}); stop the conveyor and mend the line"
+            ) from error
         return verdict
 
     def _decide(self, arrival: Arrival, deadline: Deadline) -> Verdict:
@@ -132,21 +138,25 @@ class Station:
                 score = self._scorer.score(arrival.image, deadline.remaining_s(self._clock.now_ns()))
                 outcome, reason = compare(score, self._threshold)
         except TimeoutError as error:
-            outcome, reason = Outcome.FAULT, f"deadline of {self._deadline_ms:g} ms missed: {error}"
+            outcome, reason = Outcome.FAULT, f"{self._missed()}: {error}"
         except Exception as error:  # any failure of scoring is a FAULT, never a pass
             outcome, reason = Outcome.FAULT, f"{type(error).__name__}: {error}"
-        elapsed_ms = deadline.elapsed_ms(self._clock.now_ns())
-        if outcome is Outcome.PASS and elapsed_ms > self._deadline_ms:
-            outcome, reason = Outcome.FAULT, f"deadline of {self._deadline_ms:g} ms missed: verdict after {elapsed_ms:.1f} ms"
+        now_ns = self._clock.now_ns()
+        elapsed_ms = deadline.elapsed_ms(now_ns)
+        if outcome is Outcome.PASS and deadline.passed(now_ns):
+            outcome, reason = Outcome.FAULT, f"{self._missed()}: verdict after {elapsed_ms:.1f} ms"
         return Verdict(arrival.part, outcome, score, self._threshold, elapsed_ms, reason, arrival.source)
 
     def _fault(self, verdict: Verdict, reason: str, deadline: Deadline) -> Verdict:
         elapsed_ms = deadline.elapsed_ms(self._clock.now_ns())
         return dataclasses.replace(verdict, outcome=Outcome.FAULT, reason=reason, latency_ms=elapsed_ms)
 
-    def _keep_late(self, verdict: Verdict, deadline: Deadline) -> Verdict:
-        """Replace a PASS that the journal held up; the row that replaces it may fail too, the FAULT stands anyway."""
-        fault = self._fault(verdict, f"deadline of {self._deadline_ms:g} ms missed: the journal held the verdict up", deadline)
+    def _missed(self) -> str:
+        return f"deadline of {self._deadline_ms:g} ms missed"
+
+    def _replace(self, verdict: Verdict, reason: str, deadline: Deadline) -> Verdict:
+        """Replace a verdict that is kept already; the row that replaces it may fail too, the FAULT stands anyway."""
+        fault = self._fault(verdict, reason, deadline)
         try:
             self._journal.verdict(fault)
         except Exception as error:  # as in judge

@@ -13,12 +13,12 @@ class Deadline:
     budget_ms: float
 
     def remaining_s(self, now_ns: int) -> float:
-        """Seconds left, 0 when past."""
-        return max(0.0, self.budget_ms / 1e3 - (now_ns - self.trigger_ns) / 1e9)
+        """Seconds left: 0 when past, and never more than the budget."""
+        return min(self.budget_ms, max(0.0, self.budget_ms - self.elapsed_ms(now_ns))) / 1e3
 
     def passed(self, now_ns: int) -> bool:
-        """True when the verdict is late."""
-        return self.elapsed_ms(now_ns) > self.budget_ms
+        """True when the verdict is late, or when its trigger is yet to come: a clock that went back proves nothing."""
+        return not 0 <= self.elapsed_ms(now_ns) <= self.budget_ms
 
     def elapsed_ms(self, now_ns: int) -> float:
         """Milliseconds since the trigger."""

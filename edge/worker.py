@@ -57,6 +57,8 @@ class InspectorThread:
         end = time.monotonic() + timeout_s
         if self._pending is not None and not self._pending.done.wait(timeout_s):
             raise TimeoutError("still busy with an earlier part")
+        if time.monotonic() >= end:  # a job that is late already would only hold up the next part
+            raise TimeoutError("no time left to score")
         job = _Job(image)
         self._pending = job
         self._jobs.put(job)

@@ -37,7 +37,8 @@ def k_centre(features: Floats, count: int, rng: np.random.Generator, progress: P
     The first is the member farthest from the mean of ten random members. The distance to a new centre costs a pass
     over all patches, which is bound by memory: one pass therefore serves the 16 patches that are farthest now, and
     each of them is used only if it is still the farthest when its turn comes. The result is that of the plain greedy
-    loop, but for float32 rounding of the distances. O(n count) time; memory is that of the projection, n x 128 float32, and 18 floats a patch beside it.
+    loop, but for float32 rounding of the distances. O(n count) time; memory is twice that of the projection, n x 128
+    float32, and 18 floats a patch beside it.
 
     Args:
         features: float32 (n, d).

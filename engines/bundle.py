@@ -352,7 +352,10 @@ def _png_name(index: int) -> str:
 
 def _load_npz(path: Path, data: bytes, names: tuple[str, ...]) -> dict[str, npt.NDArray[Any]]:
     try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+        archive = np.load(io.BytesIO(data), allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError("one array, not an archive of arrays")
+        with archive:
             arrays = {name: archive[name] for name in archive.files}
     except (ValueError, TypeError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise EngineError(f"{path}: not a readable array file ({error}); train the bundle again") from None

@@ -265,23 +265,12 @@ def _candidates(
         if exclude is not None:
             own = np.flatnonzero((exclude >= start) & (exclude < start + len(block)))
             near[own, exclude[own] - start] = np.inf
-        query, row = np.nonzero(near < best.max(axis=1)[:, None])
-        best, index = _merge(best, index, query, near[query, row], row + start)
-    return index
-
-
-def _merge(
-    best: Floats, index: npt.NDArray[np.int64], query: npt.NDArray[np.int64], value: Floats, row: npt.NDArray[np.int64]
-) -> tuple[Floats, npt.NDArray[np.int64]]:
-    """Keep the smallest of what is held, (q, count) each, and of new (query, value, row) triples."""
-    total, count = best.shape
-    queries = np.concatenate([np.repeat(np.arange(total), count), query])
-    values = np.concatenate([best.ravel(), value])
-    rows = np.concatenate([index.ravel(), row])
-    order = np.lexsort((values, queries))
-    first = np.searchsorted(queries[order], np.arange(total))
-    kept = order[first[:, None] + np.arange(count)]
-    return values[kept], rows[kept]
+        kept = np.argpartition(near, min(count, len(block)) - 1, axis=1)[:, :count]
+        best = np.concatenate([best, np.take_along_axis(near, kept, axis=1)], axis=1)
+        index = np.concatenate([index, kept + start], axis=1)
+        order = np.argpartition(best, count - 1, axis=1)[:, :count]
+        best, index = np.take_along_axis(best, order, axis=1), np.take_along_axis(index, order, axis=1)
+    return np.where(np.isinf(best), -1, index)
 
 
 def _sort_exactly(

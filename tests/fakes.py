@@ -8,7 +8,8 @@ cell after ImageNet normalisation, and scores can be worked out by hand: a bank 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
+from calibration.record import Calibration, save_calibration
+from edge.verdict import Arrival, Frame, Missing, Verdict
 from engines import EngineError
 from engines.bundle import (
     Bank,
@@ -26,13 +29,14 @@ from engines.bundle import (
     Method,
     Metric,
     Pooling,
-    ProvisionalThreshold,
     Provenance,
+    ProvisionalThreshold,
+    load_bundle,
     make_preprocessor,
     write_bundle,
 )
-from engines.images import Image, pixel_digest
-from engines.inspector import Scorer
+from engines.images import Image, encode_png, pixel_digest
+from engines.inspector import Inspector, Scorer
 from engines.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
 CELL_PX = 8
@@ -234,3 +238,224 @@ def flip_byte(path: Path | str, at: int | None = None) -> None:
 def _check_tensor(tensor: Floats, size: tuple[int, int]) -> None:
     if tensor.dtype != np.float32 or tensor.shape != (1, 3, *size):
         raise EngineError(f"network input is {tensor.dtype} {tensor.shape}, expected float32 (1, 3, {size[0]}, {size[1]})")
+
+
+class FakeClock:
+    """A clock that tests turn; sleeping turns it too.
+
+    Attributes:
+        slept_until: every time that was slept until.
+    """
+
+    def __init__(self, now_ns: int = 10**12) -> None:
+        self._now_ns = now_ns
+        self.slept_until: list[int] = []
+
+    def now_ns(self) -> int:
+        """The time that it was turned to."""
+        return self._now_ns
+
+    def sleep_until_ns(self, when_ns: int) -> None:
+        """Turn to `when_ns`; never back."""
+        self.slept_until.append(when_ns)
+        self._now_ns = max(self._now_ns, when_ns)
+
+    def advance_ms(self, milliseconds: float) -> None:
+        """Turn it by a duration; back where negative, which no monotonic clock does."""
+        self._now_ns += round(milliseconds * 1e6)
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How `FakeScorer` treats one image: it takes `ms`, then raises `error` or gives `score`.
+
+    With `heeds` False it ignores the time that it was given and answers late.
+    """
+
+    score: float = 0.0
+    ms: float = 0.0
+    error: BaseException | None = None
+    heeds: bool = True
+
+
+class FakeScorer:
+    """Follows a script, one entry an image, and turns the clock as it goes.
+
+    Attributes:
+        timeouts_s: the time that each call was given.
+    """
+
+    def __init__(self, clock: FakeClock, script: Iterable[Scoring]) -> None:
+        self._clock = clock
+        self._script = iter(script)
+        self.timeouts_s: list[float] = []
+
+    def score(self, image: Image, timeout_s: float) -> float:
+        """The next entry of the script."""
+        self.timeouts_s.append(timeout_s)
+        step = next(self._script)
+        if step.heeds and step.ms > timeout_s * 1e3:
+            self._clock.advance_ms(timeout_s * 1e3)
+            raise TimeoutError("no score by the deadline")
+        self._clock.advance_ms(step.ms)
+        if step.error is not None:
+            raise step.error
+        return step.score
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+class FakeRejector:
+    """A reject line that remembers everything.
+
+    Attributes:
+        trace: (part, rejects) in the order applied, to compare whole.
+        levels: the line's level from the start on, True for rejecting; each call adds one.
+    """
+
+    def __init__(self, error: Exception | None = None, fail_at: int | None = None) -> None:
+        self.trace: list[tuple[int, bool]] = []
+        self.levels = [True]
+        self._error = error
+        self._fail_at = fail_at
+
+    @property
+    def rejecting(self) -> bool:
+        """The level now."""
+        return self.levels[-1]
+
+    def apply(self, verdict: Verdict) -> None:
+        """Remember one part, or raise at the part where it is told to fail."""
+        if self._error is not None and verdict.part == self._fail_at:
+            raise self._error
+        self.trace.append((verdict.part, verdict.outcome.rejects))
+        self.levels.append(verdict.outcome.rejects)
+
+    def close(self) -> None:
+        """Reject from here on."""
+        self.levels.append(True)
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """How `FakeJournal` treats the rows of one part: the first takes `ms`; one that fails is not kept."""
+
+    ms: float = 0.0
+    error: Exception | None = None
+    second_error: Exception | None = None
+
+
+class FakeJournal:
+    """Keeps rows in memory, slowly or not at all where it is told so.
+
+    Attributes:
+        rows: verdicts kept.
+        events: (name, details) kept.
+    """
+
+    def __init__(self, clock: FakeClock, plan: Mapping[int, Keeping] | None = None) -> None:
+        self._clock = clock
+        self._plan = plan or {}
+        self._asked: set[int] = set()
+        self.rows: list[Verdict] = []
+        self.events: list[tuple[str, dict[str, object]]] = []
+
+    def verdict(self, verdict: Verdict) -> None:
+        """Keep one verdict as planned for its part."""
+        keeping = self._plan.get(verdict.part, Keeping())
+        first = verdict.part not in self._asked
+        self._asked.add(verdict.part)
+        if first:
+            self._clock.advance_ms(keeping.ms)
+        error = keeping.error if first else keeping.second_error
+        if error is not None:
+            raise error
+        self.rows.append(verdict)
+
+    def event(self, name: str, details: Mapping[str, object]) -> None:
+        """Keep one event."""
+        self.events.append((name, dict(details)))
+
+    def close(self) -> None:
+        """Nothing to bring to a disk."""
+
+
+class FakeCamera:
+    """Gives pictures as parts; None is a part without one. `age_ms` is how long ago each part triggered when it is given."""
+
+    def __init__(self, clock: FakeClock, pictures: Sequence[Image | None], age_ms: Sequence[float] = ()) -> None:
+        self._clock = clock
+        self._pictures = pictures
+        self._age_ms = age_ms
+        self.closed = 0
+
+    def frames(self) -> Iterator[Arrival]:
+        """One arrival for each picture."""
+        for part, picture in enumerate(self._pictures, start=1):
+            age_ms = self._age_ms[part - 1] if self._age_ms else 0.0
+            trigger_ns = self._clock.now_ns() - round(age_ms * 1e6)
+            source = f"fake/{part}.png"
+            if picture is None:
+                yield Missing(part, trigger_ns, source, "no picture")
+                continue
+            image = picture.copy()
+            image.flags.writeable = False
+            yield Frame(image, part, trigger_ns, trigger_ns, source)
+
+    def close(self) -> None:
+        """Count the calls."""
+        self.closed += 1
+
+
+def write_pictures(folder: Path, pictures: Sequence[Image]) -> list[Path]:
+    """Write pictures as 1.png, 2.png, ... and return the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{number}.png" for number in range(1, len(pictures) + 1)]
+    for path, picture in zip(paths, pictures, strict=True):
+        path.write_bytes(encode_png(picture))
+    return paths
+
+
+def write_station(folder: Path) -> Path:
+    """Everything a station needs, below `folder`; returns its configuration, `station.yaml`.
+
+    The bundle's bank is grey 128. Calibrated for station `line-1`, camera `camera-1`, with grey 138 at the threshold: in
+    `parts` there are grey 130 (PASS), 138 (PASS, at the threshold), 139 (REJECT) and 120 (PASS).
+    """
+    write_tiny_bundle(folder / "bundle", golden=(flat(GREY), textured(1)))
+    with Inspector(load_bundle(folder / "bundle"), threads=1) as inspector:
+        save_calibration(folder / "line-1.json", calibration_for(inspector, inspector.score(flat(138)).value))
+    write_pictures(folder / "parts", [flat(130), flat(138), flat(139), flat(120)])
+    config = folder / "station.yaml"
+    config.write_text(
+        "station: line-1\n"
+        "bundle: bundle\n"
+        "calibration: line-1.json\n"
+        "threads: 1\n"
+        "deadline_ms: 60000\n"
+        "source:\n"
+        "  kind: replay\n"
+        "  path: parts\n"
+        "journal: journal.jsonl\n"
+    )
+    return config
+
+
+def calibration_for(inspector: Inspector, threshold: float) -> Calibration:
+    """A calibration of station `line-1`, camera `camera-1`, that holds for this inspector."""
+    return Calibration(
+        station="line-1",
+        camera="camera-1",
+        recipe="tiny",
+        threshold=threshold,
+        bundle_digest=inspector.bundle.digest,
+        backend=inspector.extractor.backend,
+        precision=inspector.extractor.precision,
+        engine_digest=inspector.extractor.engine_digest,
+        n=99,
+        rate=0.01,
+        method="conformal",
+        when="2024-01-01T00:00:00+00:00",
+        who="test",
+    )

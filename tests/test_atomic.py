@@ -162,6 +162,27 @@ def test_a_folder_is_written_and_replaced(tmp_path: Path) -> None:
     assert entries(path.parent) == ["bundle"]
 
 
+def test_everything_is_on_the_disk_before_it_takes_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    at_rename: list[set[int]] = []
+    fsync, rename = os.fsync, os.rename
+
+    def note_fsync(handle: int) -> None:
+        synced.append(os.fstat(handle).st_ino)
+        fsync(handle)
+
+    def note_rename(source: Path, target: Path) -> None:
+        at_rename.append(set(synced))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "rename", note_rename)
+    path = tmp_path / "bundle"
+    write_new(path)
+    assert at_rename == [{each.stat().st_ino for each in (path, *path.iterdir())}]
+    assert synced[-1] == tmp_path.stat().st_ino
+
+
 @pytest.mark.usefixtures("swap")
 def test_an_empty_folder_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "bundle").mkdir()

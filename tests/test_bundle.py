@@ -385,7 +385,7 @@ def test_what_may_not_be_replaced(tmp_path: Path) -> None:
 def test_records_refuse_unknown_keys_and_changes() -> None:
     check = GoldenCheck(images=1, spread=1.0, max_difference=0.0, flips=0)
     with pytest.raises(ValidationError):
-        check.flips = 1  # type: ignore[misc]
+        check.flips = 1
     with pytest.raises(ValidationError):
         GoldenCheck.model_validate({**check.model_dump(), "typo": 1})
     assert tiny_provenance().images == ()

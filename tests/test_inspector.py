@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from engines import EngineError
-from engines.bundle import Bundle, load_bundle
+from engines.bundle import Bundle, Metric, Pooling, load_bundle
 from engines.images import Image
 from engines.inspector import Inspector, Scorer, anomaly_map, overlay
 from tests.fakes import FakeExtractor, cell, cells, flat, textured, write_tiny_bundle
@@ -81,9 +81,9 @@ def test_golden_images_give_the_scores_that_the_bundle_promises(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("alpha", "metric", "expected"), [(1.0, "sqeuclidean", -0.25), (2.0, "sqeuclidean", -0.5), (0.0, "euclidean", 0.0)]
 )
-def test_method_settings_reach_the_score(tmp_path: Path, alpha: float, metric: str, expected: float) -> None:
+def test_method_settings_reach_the_score(tmp_path: Path, alpha: float, metric: Metric, expected: float) -> None:
     density = np.array([0.25, 7], np.float32)
-    write_tiny_bundle(tmp_path / "bundle", rows=cells(128, 0), density=density, alpha=alpha, metric=metric)  # type: ignore[arg-type]
+    write_tiny_bundle(tmp_path / "bundle", rows=cells(128, 0), density=density, alpha=alpha, metric=metric)
     assert scorer(load_bundle(tmp_path / "bundle")).score(flat(128)).value == pytest.approx(expected, abs=1e-5)
 
 
@@ -146,8 +146,8 @@ def nan_at(patch: int) -> FakeExtractor:
 
 @pytest.mark.parametrize("patch", [0, 27, 63])
 @pytest.mark.parametrize("pooling", ["cover", "paper"])
-def test_one_nan_embedding_makes_the_score_nan(tmp_path: Path, patch: int, pooling: str) -> None:
-    write_tiny_bundle(tmp_path / "bundle", pooling=pooling)  # type: ignore[arg-type]
+def test_one_nan_embedding_makes_the_score_nan(tmp_path: Path, patch: int, pooling: Pooling) -> None:
+    write_tiny_bundle(tmp_path / "bundle", pooling=pooling)
     score = scorer(load_bundle(tmp_path / "bundle"), nan_at(patch)).score(flat(128))
     assert math.isnan(score.value)
     assert not score.value > 1.0 and not score.value <= 1.0
@@ -172,7 +172,8 @@ def test_what_the_backend_raises_comes_through(bundle: Bundle) -> None:
 
 def test_a_wrong_image_is_refused(bundle: Bundle) -> None:
     fake = FakeExtractor()
-    for wrong in (flat(0)[:, :, 0], flat(0).astype(np.float32), flat(0, (8, 8))):
+    images: tuple[npt.NDArray, ...] = (flat(0)[:, :, 0], flat(0).astype(np.float32), flat(0, (8, 8)))
+    for wrong in images:
         with pytest.raises(EngineError, match="expected"):
             scorer(bundle, fake).score(wrong)
     assert fake.calls == 0

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engines import EngineError
-from engines.ldknn import QUERY_BLOCK, ROW_BLOCK, LDKNN, _window_starts, density, nearest, pool
+from engines.ldknn import LDKNN, QUERY_BLOCK, ROW_BLOCK, _window_starts, density, nearest, pool
 
 Floats = npt.NDArray[np.float32]
 
@@ -209,6 +209,35 @@ def test_near_ties_within_rounding_are_decided_as_in_float64(count: int, dim: in
     np.testing.assert_allclose(squared[0], expected.min(), rtol=1e-5)
 
 
+@pytest.mark.parametrize("count", [3, 50])
+def test_what_float32_sums_cannot_tell_apart_is_decided_as_in_float64(count: int) -> None:
+    # the same 256 differences in another order for each row, so equally far but for the last row, nearer by 1e-8 of it
+    rng = np.random.default_rng(16)
+    ray = rng.normal(size=256).astype(np.float32)
+    rows = np.stack([rng.permutation(ray) for _ in range(count)])
+    rows[-1, np.abs(rows[-1]).argmin()] = 0
+    assert nearest_neighbour(rows).search(np.zeros((1, 256), np.float32))[1].tolist() == [count - 1]
+
+
+def test_a_tie_of_more_rows_than_a_block_goes_to_the_lowest_index() -> None:
+    signs = np.array(np.meshgrid(*[[-1, 1]] * 12), np.float32).reshape(12, -1).T  # 4,096 rows, all at distance 12
+    rows = np.concatenate([np.full((1, 12), 9, np.float32), signs])
+    squared, index = nearest_neighbour(rows).search(np.zeros((1, 12), np.float32))
+    assert (squared.tolist(), index.tolist()) == ([12], [1])
+
+
+def test_neighbours_in_tight_groups_far_apart_are_found_in_order() -> None:
+    # five rows a group: the distances inside are far below what float32 leaves of the expanded square
+    rng = np.random.default_rng(15)
+    groups = np.repeat(rng.normal(size=(30, 16)) * 100, 5, axis=0)
+    rows = (groups + rng.normal(size=groups.shape) * 1e-2).astype(np.float32)
+    expected = squared_distances(rows, rows)
+    np.fill_diagonal(expected, np.inf)
+    squared, index = nearest(rows, rows, 1, exclude=np.arange(len(rows)))
+    assert index[:, 0].tolist() == expected.argmin(axis=1).tolist()
+    np.testing.assert_allclose(squared[:, 0], expected.min(axis=1), rtol=1e-5)
+
+
 def test_a_close_pair_among_many_far_rows_is_decided_as_in_float64() -> None:
     rng = np.random.default_rng(3)
     rows = (50 + rng.normal(size=(5000, 64))).astype(np.float32)
@@ -327,7 +356,13 @@ def test_a_bank_that_is_none_is_refused(rows: Floats) -> None:
 
 def test_wrong_arguments_are_refused() -> None:
     ldknn = nearest_neighbour(LINE)
-    for queries in (np.zeros((2, 2), np.float32), np.zeros((2, 1)), np.zeros((0, 1), np.float32), np.zeros(2, np.float32)):
+    wrong: tuple[npt.NDArray, ...] = (
+        np.zeros((2, 2), np.float32),
+        np.zeros((2, 1)),
+        np.zeros((0, 1), np.float32),
+        np.zeros(2, np.float32),
+    )
+    for queries in wrong:
         with pytest.raises(EngineError, match="queries"):
             ldknn.search(queries)
     with pytest.raises(EngineError, match="density is"):

@@ -95,31 +95,31 @@ def test_source_pixels_per_patch_without_a_region() -> None:
 
 
 @given(
-    height=st.integers(16, 150),
-    width=st.integers(16, 150),
+    frame=st.tuples(st.integers(16, 150), st.integers(16, 150)),
     size=st.tuples(st.sampled_from([32, 48, 64, 96]), st.sampled_from([32, 48, 64, 96])),
     seed=st.integers(0, 2**32 - 1),
     share=st.sampled_from([0.001, 0.05, 0.5, 0.9]),
     region=st.booleans(),
 )
 def test_what_happens_below_the_mask_changes_nothing(
-    height: int, width: int, size: tuple[int, int], seed: int, share: float, region: bool
+    frame: tuple[int, int], size: tuple[int, int], seed: int, share: float, region: bool
 ) -> None:
+    height, width = frame
     rng = np.random.default_rng(seed)
     mask = rng.random((height, width)) < share
     mask[rng.integers(height), rng.integers(width)] = True
     top, left = (rng.integers(0, height - 15), rng.integers(0, width - 15)) if region else (0, 0)
     roi = Roi(int(left), int(top), width - int(left), height - int(top)) if region else None
     try:
-        preprocess = Preprocessor(size, roi=roi, mask=mask, frame_size=(height, width))
+        preprocess = Preprocessor(size, roi=roi, mask=mask, frame_size=frame)
     except EngineError:
         return  # scattered pixels reach every output pixel: nothing is left to judge
-    frame = rng.integers(0, 256, (height, width, 3), np.uint8)
-    other = frame.copy()
+    image = rng.integers(0, 256, (height, width, 3), np.uint8)
+    other = image.copy()
     other[mask] = rng.integers(0, 256, (int(mask.sum()), 3), np.uint8)
-    black, white = frame.copy(), frame.copy()
+    black, white = image.copy(), image.copy()
     black[mask], white[mask] = 0, 255
-    tensors = [preprocess(image).tobytes() for image in (frame, other, black, white)]
+    tensors = [preprocess(each).tobytes() for each in (image, other, black, white)]
     assert len(set(tensors)) == 1
 
 

@@ -52,7 +52,7 @@ def parse_size(text: str) -> tuple[int, int]:
 def parse_roi(text: str) -> Roi:
     """argparse type: `X,Y,W,H` in source pixels."""
     pieces = text.split(",")
-    if len(pieces) != 4 or not all(piece.strip().isdigit() for piece in pieces):
+    if len(pieces) != 4 or not all(piece.strip().isdecimal() for piece in pieces):
         raise argparse.ArgumentTypeError(f"'{text}', expected X,Y,WIDTH,HEIGHT in pixels, such as 100,50,640,480")
     return Roi(*(int(piece) for piece in pieces))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from engines import EngineError
 from engines.bundle import Bundle, Input, Record
@@ -77,7 +77,7 @@ class DefectEntry(Record):
 
     defect_name: str
     pixel_value: int
-    saturation_threshold: float
+    saturation_threshold: float = Field(gt=0)
     relative_saturation: bool
 
     def share(self, area_px: int) -> float:
@@ -295,15 +295,19 @@ def _tally(
 def _notes(
     dataset: Dataset, truths: list[Truth | None], saturation: Mapping[int, DefectEntry] | None, trained_on: int
 ) -> tuple[str, ...]:
+    bad = [truth for sample, truth in zip(dataset.test, truths, strict=True) if not sample.good]
+    unmarked = sum(truth is None for truth in bad)
+    unseen = sum(truth is not None and not truth.components for truth in bad)
     notes = []
     if trained_on > 0:
-        notes.append(f"{trained_on} test images are in the bank, pixel for pixel: their scores are too low to be believed.")
-    unmarked = sum(truth is None for truth in truths)
+        notes.append(
+            f"Test images that are in the bank, pixel for pixel: {trained_on} of {len(dataset.test)};"
+            " their scores are too low to be believed."
+        )
     if unmarked > 0:
-        notes.append(f"{unmarked} defective images have no mask: pixel figures leave them out.")
-    lost = sum(truth is not None and not truth.components for sample, truth in zip(dataset.test, truths, strict=True) if not sample.good)
-    if lost > 0:
-        notes.append(f"{lost} defective images have their whole defect outside the judged region or under ignored pixels.")
+        notes.append(f"Defective images without a mask: {unmarked} of {len(bad)}; pixel figures leave them out.")
+    if unseen > 0:
+        notes.append(f"Defective images with no defect in the judged pixels: {unseen} of {len(bad)}.")
     if saturation is not None and not saturation:
         notes.append(f"No {DEFECTS} in the data folder: in sPRO each region saturates at its whole area.")
     return tuple(notes)

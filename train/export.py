@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import io
 import logging
@@ -51,7 +52,7 @@ def to_onnx(network: FeatureNet, size: tuple[int, int]) -> bytes:
     Raises:
         TrainError: the exporter failed.
     """
-    network = network.cpu()
+    network = copy.deepcopy(network).cpu()  # the caller's stays on its device
     example = torch.zeros(1, 3, *size)
     chatter = logging.getLogger("torch.onnx")
     level = chatter.level

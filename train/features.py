@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from engines import EngineError
+from engines.images import pixel_digest
 from engines.ldknn import Progress
 from engines.preprocess import Preprocessor
 from train.backbones import BackboneSpec
@@ -84,7 +85,7 @@ def embed_samples(
     judged: npt.NDArray[np.bool_],
     device: torch.device,
     progress: Progress | None = None,
-) -> npt.NDArray[np.float32]:
+) -> tuple[npt.NDArray[np.float32], tuple[str, ...]]:
     """Embed the judged patches of images, batch by batch.
 
     Args:
@@ -96,34 +97,38 @@ def embed_samples(
         progress: called with (images done, images in all).
 
     Returns:
-        float32 (images * judged patches, D), image by image.
+        float32 (images * judged patches, D), image by image, and each image's pixel digest.
 
     Raises:
         EngineError: an image that cannot be read or does not fit.
     """
     per_image = int(judged.sum())
     features = np.empty((len(samples) * per_image, network.dim), np.float32)
+    digests: list[str] = []
     for start in range(0, len(samples), _BATCH):
         batch = samples[start : start + _BATCH]
-        tensors = np.concatenate([_prepare(preprocessor, sample) for sample in batch])
-        embedded = embed(network, tensors, device).reshape(len(batch), -1, network.dim)
+        tensors, of_batch = zip(*(_prepare(preprocessor, sample) for sample in batch), strict=True)
+        digests += of_batch
+        embedded = embed(network, np.concatenate(tensors), device).reshape(len(batch), -1, network.dim)
         features[start * per_image : (start + len(batch)) * per_image] = embedded[:, judged.ravel()].reshape(-1, network.dim)
         if progress is not None:
             progress(start + len(batch), len(samples))
-    return features
+    return features, tuple(digests)
 
 
 @torch.inference_mode()
 def embed(network: FeatureNet, tensors: npt.NDArray[np.float32], device: torch.device) -> npt.NDArray[np.float32]:
-    """Embed a batch: float32 (b, 3, h, w) to float32 (b * patches, D)."""
+    """Embed a batch: float32 (b, 3, h, w) to float32 (b * patches, D), on CUDA too in float32 throughout."""
     batch = torch.from_numpy(tensors).to(device, memory_format=torch.channels_last)
-    return np.asarray(network(batch).float().cpu().numpy())
+    # TF32, cuDNN's default, rounds to 10 bits: the bank would be off from what the exported graph computes
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        return np.asarray(network(batch).cpu().numpy())
 
 
-def _prepare(preprocessor: Preprocessor, sample: Sample) -> npt.NDArray[np.float32]:
+def _prepare(preprocessor: Preprocessor, sample: Sample) -> tuple[npt.NDArray[np.float32], str]:
     image = sample.image()
     try:
-        return preprocessor(image)
+        return preprocessor(image), pixel_digest(image)
     except EngineError as error:
         raise EngineError(f"{sample.path}: {error}") from None
 

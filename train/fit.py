@@ -85,13 +85,13 @@ def fit(settings: Settings, out: Path, console: Console) -> FitResult:
         alpha=settings.alpha,
     )
     trained = Scorer(method, normals.preprocessor, bank, TorchExtractor(normals.network, normals.device))
-    chosen = _choose_golden(normals, trained, settings, console)
     console.say("exporting to ONNX")
     graph = to_onnx(normals.network, settings.size)
     extractor = OnnxRuntimeExtractor(
         graph, input_shape=(1, 3, *settings.size), output_shape=(method.grid[0] * method.grid[1], method.dim)
     )
     exported = Scorer(method, normals.preprocessor, bank, extractor)
+    chosen = _choose_golden(normals, trained, exported, settings, console)
     parity = check_parity(exported, chosen.golden, chosen.threshold, chosen.spread)
     digest = write_bundle(
         out,
@@ -126,28 +126,31 @@ def _make_bank(normals: Normals, coreset: npt.NDArray[np.int64], settings: Setti
     return Bank(features[coreset], dense, (coreset // normals.patches).astype(np.int32), patch.astype(np.int32))
 
 
-def _choose_golden(normals: Normals, scorer: Scorer, settings: Settings, console: Console) -> _GoldenSet:
+def _choose_golden(normals: Normals, trained: Scorer, exported: Scorer, settings: Settings, console: Console) -> _GoldenSet:
+    """Golden images scored by the trained network; the exported one, which is faster, only tunes the marks."""
     samples = normals.held_out or normals.samples[:_FEW_NORMALS]
-    with console.progress("golden images") as advance:
+    with console.progress("normal scores") as advance:
         scores = np.empty(len(samples))
         for index, sample in enumerate(samples):
-            scores[index] = scorer.score(sample.image()).value
+            scores[index] = trained.score(sample.image()).value
             advance(index + 1, len(samples))
     threshold = _provisional(normals, scores, console)
     spread = float(scores.std(ddof=1)) if len(normals.held_out) > 1 else 0.0
-    candidates = choose_golden(
-        samples,
-        scores,
-        lambda image: scorer.score(image).value,
-        threshold=threshold.value if threshold is not None else None,
-        spread=spread,
-        roi=settings.roi,
-        seed=settings.seed,
-    )
+    with console.progress("golden images") as advance:
+        candidates = choose_golden(
+            samples,
+            scores,
+            lambda image: exported.score(image).value,
+            threshold=threshold.value if threshold is not None else None,
+            spread=spread,
+            roi=settings.roi,
+            seed=settings.seed,
+            progress=advance,
+        )
     golden = Golden(
         tuple(candidate.name for candidate in candidates),
         tuple(candidate.image for candidate in candidates),
-        np.array([scorer.score(candidate.image).value for candidate in candidates]),
+        np.array([trained.score(candidate.image).value for candidate in candidates]),
     )
     if spread <= 0:
         # no held-out normals to measure it on: the golden images' own scores give the scale

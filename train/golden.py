@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.images import Image
+from engines.ldknn import Progress
 from engines.preprocess import Roi
 from train.data import Sample
 
@@ -37,17 +38,19 @@ def choose_golden(
     spread: float,
     roi: Roi | None,
     seed: int,
+    progress: Progress | None = None,
 ) -> tuple[Candidate, ...]:
     """Pick normals over the range of their scores, and mark copies until they fall close to either side of the threshold.
 
     Args:
         samples: normals, held out of the bank where there are enough.
         scores: float64 (n,) of these.
-        score: the scorer that the marks are tuned with.
+        score: the scorer that the marks are tuned with; asked some thirty times, so the fastest one there is.
         threshold: the provisional one; without it marks are simply half-strength.
         spread: standard deviation of normal scores.
         roi: judged region that marks must lie in.
         seed: of the marks' places.
+        progress: called with (marks done, marks in all).
     """
     large = samples[0].image()[:, :, 0].size > _LARGE_PX
     normals, marked = (NORMALS // 2, MARKED // 2) if large else (NORMALS, MARKED)
@@ -59,13 +62,14 @@ def choose_golden(
     for number in range(marked):
         sample = samples[int(rng.integers(len(samples)))]
         mark = _Mark(sample.image(), roi, rng)
-        if threshold is None:
-            strength = 0.5
-        else:
-            strength = _tune(mark, score, threshold + _OFFSETS[number] * spread)
-            if abs(score(mark.apply(strength)) - threshold) <= CLEARANCE * spread:
-                continue
-        chosen.append(Candidate(f"{sample.path.name} marked {strength:.3f}", mark.apply(strength)))
+        strength, clear_of_it = 0.5, True
+        if threshold is not None:
+            strength, got = _tune(mark, score, threshold + _OFFSETS[number] * spread, CLEARANCE / 2 * spread)
+            clear_of_it = abs(got - threshold) > CLEARANCE * spread
+        if clear_of_it:
+            chosen.append(Candidate(f"{sample.path.name} marked {strength:.3f}", mark.apply(strength)))
+        if progress is not None:
+            progress(number + 1, marked)
     return tuple(chosen)
 
 
@@ -89,10 +93,14 @@ class _Mark:
         return marked
 
 
-def _tune(mark: _Mark, score: Score, target: float) -> float:
-    """Bisect for the strength whose score comes close to the target."""
-    low, high = 0.0, 1.0
-    for _ in range(8):
-        middle = (low + high) / 2
-        low, high = (middle, high) if score(mark.apply(middle)) < target else (low, middle)
-    return (low + high) / 2
+def _tune(mark: _Mark, score: Score, target: float, close: float) -> tuple[float, float]:
+    """Bisect for the strength whose score comes within `close` of the target: the strength, and its score."""
+    low, high, strength = 0.0, 1.0, 0.5
+    got = score(mark.apply(strength))
+    for _ in range(7):
+        if abs(got - target) <= close:
+            break
+        low, high = (strength, high) if got < target else (low, strength)
+        strength = (low + high) / 2
+        got = score(mark.apply(strength))
+    return strength, got

@@ -14,7 +14,7 @@ import torch
 
 from engines.bank import coreset_size, k_centre
 from engines.bundle import Input, Metric, make_preprocessor
-from engines.images import pixel_digest, read_mask
+from engines.images import read_mask
 from engines.preprocess import Preprocessor, Roi
 from train import TrainError
 from train.audit import Finding, audit_images, leave_one_out
@@ -117,29 +117,29 @@ def open_normals(settings: Settings, console: Console, *, skip_unreadable: bool 
     Raises:
         InspectionError: bad data, weights or settings.
     """
-    coreset_size(settings.coreset, 1)
+    _check_settings(settings)
     backbone = backbone_spec(settings.backbone)
+    device = choose_device(settings.device)
     dataset = open_dataset(settings.data, settings.layout)
     console.say(f"data: {dataset.summary()}")
     if settings.few_shot is not None:
         dataset = few_shot(dataset, settings.few_shot, settings.seed)
         console.say(f"few-shot: {len(dataset.train)} training images drawn with seed {settings.seed}")
+    network, weights = load_network(settings.weights, backbone, settings.seed, console)
+    network.to(device)
     findings = _audit_pixels(dataset, console)
     dataset = _readable(dataset, findings, skip_unreadable)
     spec, mask = _input_of(settings, dataset.train[0])
     preprocessor = make_preprocessor(spec, mask)
-    network, weights = load_network(settings.weights, backbone, settings.seed, console)
-    device = choose_device(settings.device)
-    network.to(device)
     _say_coverage(preprocessor, dataset.train[0], spec, console)
-    samples, digests, in_bank = _order(dataset, settings.seed)
+    samples, in_bank = _order(dataset, findings, settings.seed)
     dropped = len(dataset.train) + len(dataset.validation) - len(samples)
     if dropped > 0:
         console.warn(f"{dropped} images are exact copies of others and were left out")
     judged = preprocessor.judged_patches(grid_of(preprocessor.size))
     _check_memory(len(samples) * int(judged.sum()), network.dim)
     with console.progress("embedding") as advance:
-        features = embed_samples(network, preprocessor, samples, judged, device, advance)
+        features, digests = embed_samples(network, preprocessor, samples, judged, device, advance)
     if not np.isfinite(features).all():
         raise TrainError("the network gave embeddings that are not finite; the weights do not suit these images")
     return Normals(
@@ -205,11 +205,19 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).cpu()  # and back: `meta` computes nothing
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise TrainError(f"device '{name}' cannot be used ({reason}); expected auto, cpu or cuda") from None
     return device
+
+
+def _check_settings(settings: Settings) -> None:
+    """Refuse what no image can make right before any image is read."""
+    coreset_size(settings.coreset, 1)
+    Preprocessor(settings.size)
+    if not 0 <= settings.seed < 2**32:
+        raise TrainError(f"seed {settings.seed}, expected 0 to {2**32 - 1}")
 
 
 def _audit_pixels(dataset: Dataset, console: Console) -> list[Finding]:
@@ -228,19 +236,17 @@ def _readable(dataset: Dataset, findings: list[Finding], skip: bool) -> Dataset:
     return Dataset(dataset.root, dataset.layout, train, validation, dataset.test)
 
 
-def _order(dataset: Dataset, seed: int) -> tuple[tuple[Sample, ...], tuple[str, ...], int]:
-    """Distinct images and their digests, those for the bank first, and how many those are."""
-    by_digest: dict[str, Sample] = {}
-    for sample in dataset.train + dataset.validation:
-        by_digest.setdefault(pixel_digest(sample.image()), sample)
-    digests, samples = list(by_digest), list(by_digest.values())
+def _order(dataset: Dataset, findings: list[Finding], seed: int) -> tuple[tuple[Sample, ...], int]:
+    """Distinct images, those for the bank first, and how many those are."""
+    copies = {finding.sample for finding in findings if finding.problem == "duplicate"}
+    samples = [sample for sample in dataset.train + dataset.validation if sample not in copies]
     validation = set(dataset.validation)
     held_out = {index for index, sample in enumerate(samples) if sample in validation}
     if not held_out and len(samples) >= MIN_FOR_HOLD_OUT:
         count = max(MIN_HELD_OUT, round(len(samples) / 10))
         held_out = set(np.random.default_rng([seed, 0]).permutation(len(samples))[:count].tolist())
     order = sorted(range(len(samples)), key=lambda index: (index in held_out, index))
-    return tuple(samples[i] for i in order), tuple(digests[i] for i in order), len(samples) - len(held_out)
+    return tuple(samples[i] for i in order), len(samples) - len(held_out)
 
 
 def _input_of(settings: Settings, first: Sample) -> tuple[Input, npt.NDArray[np.bool_] | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from engines.atomic import new_folder
 from engines.bundle import Bundle
@@ -28,7 +29,7 @@ from train.metrics import PRO_LIMIT, SPRO_LIMIT, Mask, image_roc
 MARK = "reb-train evaluation"  # in the page's <meta name="generator">: a folder with it may be replaced
 _PAGE = "index.html"
 _OWN_FILES = re.compile(r"index\.html|(histogram|roc|(miss|overkill)-\d+-(image|heat|mask))\.png")
-_WORST = 8
+_WORST = 6
 _PICTURE_PX = 400  # longer side; more than the page shows, so that outlines stay sharp
 _OUTLINE = (255, 45, 85)
 
@@ -47,31 +48,22 @@ _METRICS = {
     "aupro": f"AUPRO ({PRO_LIMIT:g})",
     "spro": f"AU-sPRO ({SPRO_LIMIT:g})",
 }
+_HEADLINES = {
+    "image_auroc": "LDKNN, good against defective parts",
+    "pixel_auroc": "LDKNN, pixel by pixel",
+    "aupro": "LDKNN, region by region, overkill up to 30 % of pixels",
+    "spro": "LDKNN, saturated overlap, overkill up to 5 % of pixels",
+}
 _GOOD, _BAD, _INK = "#4b83b8", "#d9694a", "#3f4650"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table: its name, how many images it is over, its cells as text, and which of them is the column's best."""
+    """One row of a table: its name, its cells as text, and which of them is the best of its column."""
 
     name: str
-    images: int
     cells: tuple[str, ...]
     best: tuple[bool, ...]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What the provisional threshold would have done to one kind of part: how many of `images` it gets wrong."""
-
-    name: str
-    images: int
-    wrong: int
-
-    @property
-    def rate(self) -> str:
-        """Share that is wrong, in percent."""
-        return f"{100 * self.wrong / self.images:.1f} %"
 
 
 @dataclass(frozen=True)
@@ -130,6 +122,7 @@ def write_report(folder: Path | str, evaluation: Evaluation, bundle: Bundle, dat
     misses = [gallery.card(f"miss-{place}", index) for place, index in enumerate(bad_order.tolist(), start=1)]
     overkill = [gallery.card(f"overkill-{place}", index) for place, index in enumerate(good_order.tolist(), start=1)]
     metrics = [name for name in _METRICS if any(name in found for found in evaluation.metrics.values())]
+    kinds = (*evaluation.kinds(), ALL)
     page = _template().render(
         mark=MARK,
         recipe=bundle.manifest.provenance.recipe,
@@ -137,10 +130,10 @@ def write_report(folder: Path | str, evaluation: Evaluation, bundle: Bundle, dat
         tiles=_tiles(evaluation, good, threshold),
         metrics=[_METRICS[name] for name in metrics],
         methods=_by_method(evaluation, metrics),
-        kinds=_by_kind(evaluation, metrics),
-        methods_by_kind=_methods_by_kind(evaluation),
-        outcomes=_outcomes(evaluation, threshold),
-        threshold=threshold,
+        kinds=_by_kind(evaluation, metrics, kinds),
+        methods_by_kind=_methods_by_kind(evaluation, kinds),
+        counts={kind: int(evaluation.of_kind(kind).sum()) for kind in kinds},
+        escapes=_escapes(evaluation, kinds, threshold),
         misses=misses,
         overkill=overkill,
         notes=evaluation.notes,
@@ -226,14 +219,14 @@ def _figure(draw: Callable[[Axes], None]) -> bytes:
 def _draw_histogram(axes: Axes, good: npt.NDArray, bad: npt.NDArray, threshold: float | None) -> None:
     ends = np.concatenate([good, bad, [] if threshold is None else [threshold]])
     low, high = float(ends.min()), float(ends.max())
-    edges = np.linspace(low, high if high > low else low + 1, 41)
+    edges = np.linspace(low, high if high > low else low + 1, 41).tolist()
     for scores, name, colour in ((good, "good", _GOOD), (bad, "defective", _BAD)):
         axes.hist(scores, edges, color=colour, alpha=0.62, label=f"{name} ({len(scores)})", edgecolor="white", linewidth=0.4)
     if threshold is not None:
         axes.axvline(threshold, color=_INK, linestyle="--", linewidth=1.3, label=f"provisional threshold {threshold:.3f}")
     axes.set_xlabel("LDKNN image score")
     axes.set_ylabel("images")
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
 
 
@@ -243,8 +236,8 @@ def _draw_roc(axes: Axes, evaluation: Evaluation, good: Mask) -> None:
         scores = evaluation.scores[name]
         main = name == "ldknn"
         auroc = 100 * evaluation.metrics[name]["image_auroc"][ALL]
-        line = {"color": colour, "linewidth": 2.4 if main else 1.2, "alpha": 1 if main else 0.85}
-        axes.plot(*image_roc(scores[good], scores[~good]), label=f"{label}  {auroc:.1f}", **line)
+        overkill, rejected = image_roc(scores[good], scores[~good])
+        axes.plot(overkill, rejected, color=colour, linewidth=2.4 if main else 1.2, label=f"{label}  {auroc:.1f}")
     axes.set_xlabel("overkill: good parts rejected")
     axes.set_ylabel("defective parts rejected")
     axes.set_xlim(-0.01, 1.01)
@@ -255,7 +248,7 @@ def _draw_roc(axes: Axes, evaluation: Evaluation, good: Mask) -> None:
 def _tiles(evaluation: Evaluation, good: Mask, threshold: float | None) -> list[tuple[str, str, str]]:
     """The page's headline: (label, value, explanation) each."""
     found = evaluation.metrics["ldknn"]
-    tiles = [(_METRICS[name], f"{100 * found[name][ALL]:.1f}", "percent") for name in _METRICS if name in found and name != "best_f1"]
+    tiles = [(_METRICS[name], f"{100 * found[name][ALL]:.1f} %", what) for name, what in _HEADLINES.items() if name in found]
     if threshold is not None:
         over = evaluation.scores["ldknn"] > threshold
         for label, wrong, group in (("Escapes", ~over & ~good, ~good), ("Overkill", over & good, good)):
@@ -264,58 +257,45 @@ def _tiles(evaluation: Evaluation, good: Mask, threshold: float | None) -> list[
     return tiles
 
 
-def _table(rows: list[tuple[str, int, list[float | None]]], *, mark_best: bool) -> list[Row]:
-    """Percentages as text, one decimal; a dash where undefined; the best of each column marked."""
-    columns = zip(*(values for _, _, values in rows), strict=True)
-    best = [max((value for value in column if value is not None), default=None) for column in columns]
-    return [
-        Row(
-            name,
-            images,
-            tuple("–" if value is None else f"{100 * value:.1f}" for value in values),
-            tuple(
-                mark_best and value is not None and top is not None and round(1000 * value) == round(1000 * top)
-                for value, top in zip(values, best, strict=True)
-            ),
+def _table(rows: Mapping[str, Sequence[float | None]], *, mark_best: bool) -> list[Row]:
+    """Percentages as text, one decimal; a dash where undefined; what is best in its column as shown is marked."""
+    shown = {name: tuple("–" if value is None else f"{100 * value:.1f}" for value in values) for name, values in rows.items()}
+    best = [
+        None if top is None or not mark_best else f"{100 * top:.1f}"
+        for top in (
+            max((value for value in column if value is not None), default=None) for column in zip(*rows.values(), strict=True)
         )
-        for name, images, values in rows
+    ]
+    return [
+        Row(name, cells, tuple(cell == top for cell, top in zip(cells, best, strict=True))) for name, cells in shown.items()
     ]
 
 
-def _by_method(evaluation: Evaluation, metrics: list[str]) -> list[Row]:
+def _by_method(evaluation: Evaluation, metrics: Sequence[str]) -> list[Row]:
     """All defects: methods x metrics."""
-    count = len(evaluation.samples)
     found = evaluation.metrics
-    rows = [(label, count, [found[name].get(metric, {}).get(ALL) for metric in metrics]) for name, (label, _) in _METHODS.items()]
+    rows = {label: [found[name].get(metric, {}).get(ALL) for metric in metrics] for name, (label, _) in _METHODS.items()}
     return _table(rows, mark_best=True)
 
 
-def _by_kind(evaluation: Evaluation, metrics: list[str]) -> list[Row]:
+def _by_kind(evaluation: Evaluation, metrics: Sequence[str], kinds: Sequence[str]) -> list[Row]:
     """LDKNN: kinds x metrics."""
     found = evaluation.metrics["ldknn"]
-    rows = [
-        (kind, int(evaluation.of_kind(kind).sum()), [found.get(metric, {}).get(kind) for metric in metrics])
-        for kind in (*evaluation.kinds(), ALL)
-    ]
-    return _table(rows, mark_best=False)
+    return _table({kind: [found.get(metric, {}).get(kind) for metric in metrics] for kind in kinds}, mark_best=False)
 
 
-def _methods_by_kind(evaluation: Evaluation) -> list[Row]:
+def _methods_by_kind(evaluation: Evaluation, kinds: Sequence[str]) -> list[Row]:
     """Image AUROC: methods x kinds."""
-    kinds = (*evaluation.kinds(), ALL)
-    rows = [
-        (label, 0, [evaluation.metrics[name]["image_auroc"].get(kind) for kind in kinds]) for name, (label, _) in _METHODS.items()
-    ]
-    return _table(rows, mark_best=True)
+    found = {label: evaluation.metrics[name]["image_auroc"] for name, (label, _) in _METHODS.items()}
+    return _table({label: [auroc.get(kind) for kind in kinds] for label, auroc in found.items()}, mark_best=True)
 
 
-def _outcomes(evaluation: Evaluation, threshold: float | None) -> dict[str, Outcome]:
-    """Escapes of each kind at the provisional threshold, by kind; empty without one."""
+def _escapes(evaluation: Evaluation, kinds: Sequence[str], threshold: float | None) -> dict[str, int]:
+    """How many of each kind the provisional threshold passes; empty without one."""
     if threshold is None:
         return {}
     passed = evaluation.scores["ldknn"] <= threshold
-    of_kind = {kind: evaluation.of_kind(kind) for kind in (*evaluation.kinds(), ALL)}
-    return {kind: Outcome(kind, int(chosen.sum()), int((passed & chosen).sum())) for kind, chosen in of_kind.items()}
+    return {kind: int((passed & evaluation.of_kind(kind)).sum()) for kind in kinds}
 
 
 def _provenance(bundle: Bundle, dataset: Dataset, evaluation: Evaluation) -> list[tuple[str, str]]:
@@ -340,7 +320,9 @@ def _provenance(bundle: Bundle, dataset: Dataset, evaluation: Evaluation) -> lis
         ("LDKNN", f"K {method.k}, alpha {method.alpha:g}, {method.metric}, pooling {method.pooling}"),
         (
             "Provisional threshold",
-            "none" if threshold is None else f"{threshold.value:.4f}, from {threshold.n} held-out good images at rate {threshold.rate:.3g}",
+            "none"
+            if threshold is None
+            else f"{threshold.value:.4f}, from {threshold.n} held-out good images at rate {threshold.rate:.3g}",
         ),
         ("Training images", f"{banked} in the bank, {len(origin.images) - banked} held out"),
         ("Test images", f"{len(evaluation.samples) - bad} good, {bad} defective"),
@@ -352,5 +334,7 @@ def _provenance(bundle: Bundle, dataset: Dataset, evaluation: Evaluation) -> lis
 
 def _template() -> jinja2.Template:
     loader = jinja2.PackageLoader("train", "templates")
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     return environment.get_template("report.html")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
+import pickle
 import re
-import tempfile
-import urllib.error
+import urllib.parse
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from engines.atomic import write_file
 from engines.ldknn import Progress
 from train import TrainError
 from train.backbones import BackboneSpec
@@ -54,6 +56,7 @@ def find_weights(source: str | None, spec: BackboneSpec, progress: Progress | No
 
     Raises:
         TrainError: not found, not reachable, wrong hash, or not a state dict; with the remedy.
+        EngineError: the cache cannot be written.
     """
     if source == "none":
         return None
@@ -79,45 +82,44 @@ def _in_environment(spec: BackboneSpec) -> Path | None:
 
 
 def _load(path: Path, source: str) -> Weights:
+    _check_suffix(source, path.suffix)
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as archive:
                 state = {name: torch.from_numpy(archive[name]) for name in archive.files}
         elif path.suffix == ".safetensors":
             state = load_file(path)
-        elif path.suffix in _SUFFIXES:
-            state = torch.load(path, map_location="cpu", weights_only=True)
         else:
-            raise TrainError(f"{path}: suffix '{path.suffix}', expected one of {', '.join(_SUFFIXES)}")
-    except TrainError:
-        raise
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # torch's own message tells how to load it all the same
+        raise TrainError(f"{path}: damaged, or holds more than tensors, which could run code; {_REMEDY}") from None
     except Exception as error:  # three readers, each with exceptions of its own
-        raise TrainError(f"{path}: cannot be read as weights ({str(error).splitlines()[0]}); {_REMEDY}") from None
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise TrainError(f"{path}: cannot be read as weights ({reason}); {_REMEDY}") from None
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise TrainError(f"{path}: not a state dict of tensors; expected torchvision's names, such as conv1.weight")
     return Weights(state, source, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
+def _check_suffix(source: str, suffix: str) -> None:
+    if suffix not in _SUFFIXES:
+        raise TrainError(f"{source}: suffix '{suffix}', expected one of {', '.join(_SUFFIXES)}")
+
+
 def _download(url: str, progress: Progress | None) -> Path:
     """Download into torch's cache, unless it is there; check the hash that torchvision writes into the name."""
-    name = url.rsplit("/", 1)[-1]
+    name = urllib.parse.urlsplit(url).path.rsplit("/", 1)[-1]
+    _check_suffix(url, Path(name).suffix)
     prefix = re.search(r"-([0-9a-f]{8,})\.", name)
+    if prefix is None:  # another address may give another file of the same name
+        name = f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}"
     target = Path(torch.hub.get_dir()) / "checkpoints" / name
-    if not target.is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        data = _fetch(url, progress)
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{name}.", delete=False) as file:
-            try:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-                _check_hash(url, data, prefix)
-                os.replace(file.name, target)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
-    else:
+    if target.is_file():
         _check_hash(str(target), target.read_bytes(), prefix)
+    else:
+        data = _fetch(url, progress)
+        _check_hash(url, data, prefix)
+        write_file(target, data)
     return target
 
 
@@ -132,7 +134,7 @@ def _fetch(url: str, progress: Progress | None) -> bytes:
                 done += len(piece)
                 if progress is not None:
                     progress(done, max(total, done))
-    except (urllib.error.URLError, OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:  # URLError is an OSError
         reason = getattr(error, "reason", error)
         raise TrainError(f"{url}: cannot be downloaded ({reason}); {_REMEDY}") from None
     if done < total:

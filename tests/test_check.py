@@ -1,0 +1,233 @@
+"""Would this station start? Everything that is wrong, at once; and what is wrong keeps `run` and `replay` from starting too."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from calibration.record import load_calibration, save_calibration
+from edge import StationError
+from edge import check as check_module
+from edge.__main__ import main
+from edge.camera import Camera, FolderCamera
+from edge.check import Check, check_station
+from edge.config import StationConfig, load_config
+from engines.bundle import GOLDEN, MANIFEST, pack_npz
+from tests.fakes import FakeClock, flip_byte, write_station
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A station that would start."""
+    return write_station(tmp_path)
+
+
+def looked_at(path: Path) -> dict[str, Check]:
+    """Each check by its name."""
+    config = load_config(path)
+
+    def open_camera() -> Camera:
+        return FolderCamera(config.source.path, FakeClock())  # type: ignore[union-attr]
+
+    return {check.name: check for check in check_station(config, open_camera)}
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def recalibrate(root: Path, **changes: Any) -> None:
+    """Change fields of the station's record, as `calibration fit` elsewhere would have written them."""
+    record = root / "line-1.json"
+    save_calibration(record, load_calibration(record).model_copy(update=changes))
+
+
+def start(config: Path) -> int:
+    return main(["run", "--config", str(config)])
+
+
+def replay(config: Path) -> int:
+    root = config.parent
+    where = ["--bundle", str(root / "bundle"), "--calibration", str(root / "line-1.json"), "--images", str(root / "parts")]
+    return main(["replay", *where, "--threads", "1", "--deadline-ms", "60000", "--journal", str(root / "journal.jsonl")])
+
+
+def test_a_good_station_has_no_faults_and_nothing_is_written(config: Path) -> None:
+    before = sorted(config.parent.rglob("*"))
+    checks = looked_at(config)
+    assert {name: check.faults for name, check in checks.items()} == dict.fromkeys(
+        ("bundle", "calibration", "calibration fits", "self-test", "source", "journal"), ()
+    )
+    assert sorted(config.parent.rglob("*")) == before
+
+
+def test_everything_that_is_wrong_comes_at_once(config: Path) -> None:
+    root = config.parent
+    flip_byte(root / "bundle" / "bank.npz")
+    (root / "line-1.json").unlink()
+    shutil.rmtree(root / "parts")
+    (root / "journal.jsonl").mkdir()
+    checks = looked_at(config)
+    assert [name for name, check in checks.items() if check.faults] == ["bundle", "calibration", "source", "journal"]
+    assert "bank.npz: damaged" in checks["bundle"].faults[0]
+    assert "run `calibration fit` first" in checks["calibration"].faults[0]
+    assert "no such folder" in checks["source"].faults[0]
+    assert "a folder, expected the path of a file" in checks["journal"].faults[0]
+
+
+def test_the_door_lists_them_and_exits_with_1(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flip_byte(config.parent / "bundle" / "features.onnx")
+    (config.parent / "line-1.json").unlink()
+    assert main(["check", "--config", str(config)]) == 1
+    said = capsys.readouterr().out
+    assert "FAULT  bundle" in said
+    assert "FAULT  calibration" in said
+    assert "ok     source" in said
+    assert said.splitlines()[-1] == "line-1: 2 faults, would not start"
+
+
+def test_the_door_says_ready_and_exits_with_0(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--config", str(config)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "line-1: ready to start"
+
+
+def test_the_door_lists_the_faults_of_a_configuration(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    replace(config, "bundle: bundle", "bundel: bundle\ndeadline: 1")
+    assert main(["check", "--config", str(config)]) == 1
+    said = capsys.readouterr().out
+    assert said.count("FAULT  ") == 3
+    assert f"{config}:2: unknown key 'bundel'" in said
+
+
+MISMATCHES: dict[str, Callable[[Path], None]] = {
+    "calibration is for station 'line-2', configured is 'line-1'": lambda root: recalibrate(root, station="line-2"),
+    "calibration is for camera 'left', configured is 'camera-1'": lambda root: recalibrate(root, camera="left"),
+    "calibration is for bundle 000000000000": lambda root: recalibrate(root, bundle_digest="0" * 64),
+    "calibration is for backend tensorrt": lambda root: recalibrate(root, backend="tensorrt"),
+    "calibration is for precision fp16": lambda root: recalibrate(root, precision="fp16"),
+    "calibration is for engine 000000000000": lambda root: recalibrate(root, engine_digest="0" * 64),
+}
+
+
+@pytest.mark.parametrize("line", MISMATCHES)
+def test_a_calibration_for_something_else_is_refused_everywhere(
+    config: Path, capsys: pytest.CaptureFixture[str], line: str
+) -> None:
+    MISMATCHES[line](config.parent)
+    (fault,) = looked_at(config)["calibration fits"].faults
+    assert fault.startswith(line)
+    assert main(["check", "--config", str(config)]) == 1
+    assert line in capsys.readouterr().out
+    assert start(config) == 2
+    assert line in capsys.readouterr().err
+    if not line.startswith(("calibration is for station", "calibration is for camera")):  # a replay takes these from the record
+        assert replay(config) == 2
+        assert line in capsys.readouterr().err
+    assert not (config.parent / "journal.jsonl").exists()  # refused before a part was judged
+
+
+def test_all_that_does_not_fit_comes_at_once(config: Path) -> None:
+    recalibrate(config.parent, station="line-2", camera="left", bundle_digest="0" * 64, backend="x", precision="y")
+    assert len(looked_at(config)["calibration fits"].faults) == 5
+
+
+def promise_other_scores(root: Path, change: float) -> None:
+    """Change what the bundle promises for its golden images, with every digest made right again."""
+    bundle = root / "bundle"
+    with np.load(bundle / GOLDEN) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    data = pack_npz(arrays | {"scores": arrays["scores"] + change})
+    (bundle / GOLDEN).write_bytes(data)
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    manifest["files"][GOLDEN] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    text = json.dumps(manifest).encode()
+    (bundle / MANIFEST).write_bytes(text)
+    recalibrate(root, bundle_digest=hashlib.sha256(text).hexdigest())
+
+
+@pytest.mark.parametrize("change", [-0.5, 0.5])
+def test_a_machine_that_does_not_score_as_promised_is_refused_everywhere(
+    config: Path, capsys: pytest.CaptureFixture[str], change: float
+) -> None:
+    promise_other_scores(config.parent, change)
+    checks = looked_at(config)
+    assert [name for name, check in checks.items() if check.faults] == ["self-test"]
+    assert main(["check", "--config", str(config)]) == 1
+    assert start(config) == 2
+    assert replay(config) == 2
+    assert "this machine does not score as the bundle says" in capsys.readouterr().err
+    assert not (config.parent / "journal.jsonl").exists()
+
+
+def test_rounding_within_the_tolerance_is_no_fault(config: Path) -> None:
+    promise_other_scores(config.parent, 0.004)  # 0.04 of the spread of 0.1, 0.05 is allowed
+    assert looked_at(config)["self-test"].faults == ()
+
+
+def test_golden_images_that_cannot_be_decoded_are_a_fault(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise StationError("golden-0.png: corrupt")
+
+    monkeypatch.setattr(check_module, "verify_golden", refuse)
+    assert looked_at(config)["self-test"].faults == ("golden-0.png: corrupt",)
+
+
+def test_an_unknown_backend_is_a_fault_of_the_bundle(config: Path) -> None:
+    replace(config, "threads: 1", "backend: abacus")
+    assert "backend 'abacus', expected one of: onnxruntime" in looked_at(config)["bundle"].faults[0]
+
+
+def journal_faults(path: Path) -> tuple[str, ...]:
+    return check_module._check_journal(path).faults
+
+
+def test_journals_that_could_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("x")
+    assert journal_faults(tmp_path / "journal.jsonl") == ()
+    assert journal_faults(tmp_path / "a" / "b" / "journal.jsonl") == ()  # folders are made
+    assert journal_faults(tmp_path / "file") == ()  # an earlier journal
+    assert "a folder, expected the path of a file" in journal_faults(tmp_path)[0]
+    assert "a file, expected a folder" in journal_faults(tmp_path / "file" / "journal.jsonl")[0]
+    assert "a file, expected a folder" in journal_faults(tmp_path / "file" / "deeper" / "journal.jsonl")[0]
+    with monkeypatch.context() as closed:
+        closed.setattr(os, "access", lambda path, mode: False)
+        assert "cannot be written; change its permissions" in journal_faults(tmp_path / "journal.jsonl")[0]
+    full = shutil.disk_usage(tmp_path)._replace(free=50 * 2**20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    assert "50 MiB free, expected 100 or more" in journal_faults(tmp_path / "journal.jsonl")[0]
+
+
+def test_a_parent_that_is_closed_to_us_is_a_fault_and_no_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.stat
+
+    def stat(path: Any, *args: Any, **kwargs: Any) -> os.stat_result:
+        if "secret/" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *args, **kwargs)
+
+    (tmp_path / "secret").mkdir()
+    monkeypatch.setattr(os, "stat", stat)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert "cannot be written" in journal_faults(tmp_path / "secret" / "journal.jsonl")[0]
+
+
+def test_the_camera_that_was_opened_is_closed(config: Path) -> None:
+    closed: list[bool] = []
+
+    class Watched(FolderCamera):
+        def close(self) -> None:
+            closed.append(True)
+
+    loaded: StationConfig = load_config(config)
+    check_station(loaded, lambda: Watched(config.parent / "parts", FakeClock()))
+    assert closed == [True]

@@ -1,0 +1,211 @@
+"""`station.yaml`: every wrong key is found, with the line that it stands on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edge.config import CameraSource, ConfigError, FolderSource, load_config
+
+GOOD = """\
+station: line-1
+camera: left
+bundle: bundles/carpet
+calibration: line-1.json
+backend: onnxruntime
+threads: 2
+deadline_ms: 250
+source:
+  kind: replay
+  path: parts
+  fps: 4.5
+rejector:
+  kind: dry-run
+journal: logs/journal.jsonl
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A good configuration."""
+    (tmp_path / "station.yaml").write_text(GOOD)
+    return tmp_path / "station.yaml"
+
+
+def faults_of(path: Path) -> list[str]:
+    """What is wrong, one line each, with the path up to the file's folder left out."""
+    with pytest.raises(ConfigError) as refusal:
+        load_config(path)
+    assert str(refusal.value) == "\n".join(refusal.value.faults)
+    return [fault.removeprefix(f"{path.parent}/") for fault in refusal.value.faults]
+
+
+def test_a_good_one_is_read_and_its_paths_count_from_its_folder(path: Path) -> None:
+    config = load_config(path)
+    assert (config.station, config.camera, config.threads, config.deadline_ms) == ("line-1", "left", 2, 250)
+    assert config.bundle == path.parent / "bundles/carpet"
+    assert config.calibration == path.parent / "line-1.json"
+    assert config.journal == path.parent / "logs/journal.jsonl"
+    assert config.source == FolderSource(kind="replay", path=path.parent / "parts", fps=4.5)
+    assert config.rejector.kind == "dry-run"
+
+
+def test_absolute_paths_stay(path: Path) -> None:
+    path.write_text(GOOD.replace("bundles/carpet", "/srv/carpet").replace("parts", "/srv/parts"))
+    config = load_config(path)
+    assert config.bundle == Path("/srv/carpet")
+    assert isinstance(config.source, FolderSource)
+    assert config.source.path == Path("/srv/parts")
+
+
+def test_what_may_be_left_out(path: Path) -> None:
+    path.write_text("station: s\nbundle: b\ncalibration: c\nsource: {kind: replay, path: p}\njournal: j\n")
+    config = load_config(path)
+    assert (config.camera, config.backend, config.threads, config.deadline_ms) == ("camera-1", "onnxruntime", 0, 1000)
+    assert isinstance(config.source, FolderSource)
+    assert config.source.fps is None
+    assert config.rejector.kind == "dry-run"
+
+
+@pytest.mark.parametrize(
+    ("written", "device"), [("0", 0), ("/dev/video0", "/dev/video0"), ("rtsp://camera/1", "rtsp://camera/1")]
+)
+def test_a_camera_by_number_path_or_url(path: Path, written: str, device: int | str) -> None:
+    path.write_text(GOOD.replace("kind: replay\n  path: parts\n  fps: 4.5", f"kind: camera\n  device: {written}"))
+    assert load_config(path).source == CameraSource(kind="camera", device=device, timeout_ms=2000)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        ("camera: left", "kamera: left", "station.yaml:2: unknown key 'kamera'; expected one of: station, camera, bundle"),
+        ("  fps: 4.5", "  speed: 4.5", "station.yaml:11: unknown key 'source.speed'; expected one of: device, fps, kind, path"),
+        ("  fps: 4.5", "  camera: x", "station.yaml:11: unknown key 'source.camera'; expected one of"),
+        ("  fps: 4.5", "  replay: x", "station.yaml:11: unknown key 'source.replay'; expected one of"),
+        ("dry-run\n", "dry-run\n  line: 7\n", "station.yaml:14: unknown key 'rejector.line'; expected one of: kind"),
+        ("  fps: 4.5", "  device: 0", "station.yaml:11: unknown key 'source.device'"),
+        ("threads: 2", "threads: 2\n7: x", "station.yaml:7: "),
+    ],
+)
+def test_unknown_keys(path: Path, old: str, new: str, fault: str) -> None:
+    path.write_text(GOOD.replace(old, new))
+    (found,) = faults_of(path)
+    assert found.startswith(fault)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        ("station: line-1\n", "", "station.yaml:1: key 'station' is missing; add it"),
+        ("bundle: bundles/carpet\n", "", "station.yaml:1: key 'bundle' is missing; add it"),
+        ("calibration: line-1.json\n", "", "station.yaml:1: key 'calibration' is missing; add it"),
+        ("journal: logs/journal.jsonl\n", "", "station.yaml:1: key 'journal' is missing; add it"),
+        ("  path: parts\n", "", "station.yaml:8: key 'source.path' is missing; add it"),
+        ("rejector:\n  kind: dry-run\n", "rejector: {}\n", "station.yaml:12: key 'rejector.kind' is missing; add it"),
+        ("  kind: replay\n", "", "station.yaml:8: 'source' is "),
+        ("  kind: replay\n  path: parts\n", "  kind: camera\n", "station.yaml:8: key 'source.device' is missing; add it"),
+    ],
+)
+def test_missing_keys(path: Path, old: str, new: str, fault: str) -> None:
+    assert old in GOOD
+    path.write_text(GOOD.replace(old, new))
+    assert any(found.startswith(fault) for found in faults_of(path))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "name"),
+    [
+        *[
+            ("deadline_ms: 250", f"deadline_ms: {bad}", 7, "deadline_ms")
+            for bad in ("0", "-1", ".nan", ".inf", "-.inf", "fast", "yes", "'250'", "[250]", "null")
+        ],
+        *[("fps: 4.5", f"fps: {bad}", 11, "source.fps") for bad in ("0", "-2", ".nan", ".inf", "fast", "true")],
+        *[("threads: 2", f"threads: {bad}", 6, "threads") for bad in ("-1", "1.5", "many", "true", ".nan")],
+        *[("station: line-1", f"station: {bad}", 1, "station") for bad in ("''", "3", "[a]", "null", "2024-01-01", "on")],
+        ("camera: left", "camera: ''", 2, "camera"),
+        ("bundle: bundles/carpet", "bundle: 3", 3, "bundle"),
+        ("calibration: line-1.json", "calibration: [x]", 4, "calibration"),
+        ("backend: onnxruntime", "backend: 1", 5, "backend"),
+        ("  kind: replay", "  kind: telepathy", 8, "source"),
+        ("kind: dry-run", "kind: gpio", 13, "rejector.kind"),
+        ("  path: parts", "  path: {a: b}", 10, "source.path"),
+    ],
+)
+def test_wrong_values_are_shown_with_their_line(path: Path, old: str, new: str, line: int, name: str) -> None:
+    assert old in GOOD
+    path.write_text(GOOD.replace(old, new))
+    (found,) = faults_of(path)
+    assert found.startswith(f"station.yaml:{line}: '{name}' is ")
+
+
+@pytest.mark.parametrize("bad", ["true", "-1", "1.5", "[0]", "null"])
+def test_a_device_that_is_none(path: Path, bad: str) -> None:
+    path.write_text(GOOD.replace("kind: replay\n  path: parts\n  fps: 4.5", f"kind: camera\n  device: {bad}"))
+    assert all(fault.startswith("station.yaml:10: 'source.device' is ") for fault in faults_of(path))
+
+
+@pytest.mark.parametrize("bad", ["0", "-5", ".nan", ".inf", "yes"])
+def test_a_camera_timeout_that_is_none(path: Path, bad: str) -> None:
+    new = f"kind: camera\n  device: 0\n  timeout_ms: {bad}"
+    path.write_text(GOOD.replace("kind: replay\n  path: parts\n  fps: 4.5", new))
+    (found,) = faults_of(path)
+    assert found.startswith("station.yaml:11: 'source.timeout_ms' is ")
+
+
+def test_doubled_keys_at_any_depth(path: Path) -> None:
+    path.write_text(GOOD.replace("threads: 2", "threads: 2\nthreads: 3").replace("  fps: 4.5", "  fps: 4.5\n  fps: 9"))
+    assert faults_of(path) == [
+        "station.yaml:7: key 'threads' appears twice; remove one",
+        "station.yaml:13: key 'fps' appears twice; remove one",
+    ]
+
+
+def test_all_faults_come_at_once(path: Path) -> None:
+    text = GOOD.replace("camera: left", "kamera: left").replace("deadline_ms: 250", "deadline_ms: -1")
+    path.write_text(text.replace("journal: logs/journal.jsonl", "station: line-2"))
+    found = faults_of(path)
+    assert sorted(fault.split(": ")[0] for fault in found) == [f"station.yaml:{line}" for line in (1, 14, 2, 7)]
+    for part in ("unknown key 'kamera'", "'deadline_ms' is -1", "'journal' is missing", "'station' appears twice"):
+        assert sum(part in fault for fault in found) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("", "station.yaml:1: expected keys"),
+        ("# nothing\n", "station.yaml:1: expected keys"),
+        ("null", "station.yaml:1: expected keys"),
+        ("- a\n- b\n", "station.yaml:1: expected keys such as 'station:' and 'bundle:', got list"),
+        ("just words", "station.yaml:1: expected keys such as 'station:' and 'bundle:', got str"),
+        ("station: [1, 2\nbundle: x\n", "station.yaml:2: not YAML"),
+        ("station: a\n\tbundle: x\n", "station.yaml:2: not YAML"),
+        ("station: a: b\n", "station.yaml:1: not YAML"),
+        ("station: a\n---\nstation: b\n", "station.yaml:2: not YAML"),
+        ("? [a, b]\n: c\n", "station.yaml:1: not YAML"),
+        ("station: !!python/object/apply:os.system ['true']\n", "station.yaml:1: not YAML"),
+        ("station: a\x07b\n", "station.yaml: not YAML"),
+        ("station: 2024-13-45\n", "station.yaml: not YAML"),
+        ("source: &a\n  path: *a\n", "station.yaml: not YAML"),
+        ("[" * 5000, "station.yaml: not YAML"),
+    ],
+)
+def test_what_is_no_configuration(path: Path, text: str, fault: str) -> None:
+    path.write_text(text)
+    (found,) = faults_of(path)
+    assert found.startswith(fault)
+
+
+def test_files_that_cannot_be_read(path: Path, tmp_path: Path) -> None:
+    path.write_bytes(GOOD.encode("utf-16"))
+    assert faults_of(path)[0].startswith("station.yaml: cannot be read")
+    path.write_bytes(b"station: l\xefne\n")
+    assert faults_of(path)[0].startswith("station.yaml: cannot be read")
+    for missing in (tmp_path / "none.yaml", tmp_path):
+        with pytest.raises(ConfigError, match=r"cannot be read .*; give a YAML file"):
+            load_config(missing)
+
+
+def test_a_byte_order_mark_is_no_fault(path: Path) -> None:
+    path.write_text(GOOD, encoding="utf-8-sig")
+    assert load_config(path).station == "line-1"
