@@ -36,8 +36,8 @@ class Roi:
 class Preprocessor:
     """Crop to the region, resize, blank what is ignored, normalise: uint8 (H, W, 3) to float32 (1, 3, h, w).
 
-    Shrinking averages (INTER_AREA), one axis at a time where only one shrinks, so that no source pixel is skipped;
-    enlarging is bilinear. Ignored pixels become the ImageNet mean (0 after normalisation) in training and on the
+    Shrinking averages (INTER_AREA); where an axis has to be enlarged the image is resized bilinearly, after an axis that
+    shrinks to less than half is averaged down to that, so that no source pixel is skipped. Ignored pixels become the ImageNet mean (0 after normalisation) in training and on the
     station alike, so what happens inside an ignored area changes no score at all.
 
     Attributes:
@@ -149,9 +149,10 @@ class Preprocessor:
 
     def _resize(self, array: npt.NDArray) -> npt.NDArray:
         high, wide = self.size
-        shrunk = (min(high, array.shape[0]), min(wide, array.shape[1]))
-        if shrunk != array.shape[:2]:
-            array = cv2.resize(array, (shrunk[1], shrunk[0]), interpolation=cv2.INTER_AREA)
-        if shrunk != (high, wide):
-            array = cv2.resize(array, (wide, high), interpolation=cv2.INTER_LINEAR)
-        return array
+        if array.shape[0] >= high and array.shape[1] >= wide:
+            return cv2.resize(array, (wide, high), interpolation=cv2.INTER_AREA)
+        # bilinear reads two source pixels for each of its own: an axis that shrinks by more would skip some
+        averaged = (min(array.shape[0], 2 * high), min(array.shape[1], 2 * wide))
+        if averaged != array.shape[:2]:
+            array = cv2.resize(array, (averaged[1], averaged[0]), interpolation=cv2.INTER_AREA)
+        return cv2.resize(array, (wide, high), interpolation=cv2.INTER_LINEAR)

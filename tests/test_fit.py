@@ -198,6 +198,17 @@ def test_held_out_images_are_recorded_and_not_in_the_bank(fitted: Fitted) -> Non
             assert np.allclose(embeddings[bank.patch[row]], bank.rows[row], rtol=1e-3, atol=1e-3)
 
 
+def test_density_is_over_all_patches_of_the_bank_images_and_over_no_other(fitted: Fitted) -> None:
+    bank = fitted.bundle.bank
+    features = open_normals(settings_for(fitted.data), Talk().console).bank_features.astype(np.float64)
+    assert len(features) == (PRODUCT - 3) * 64
+    for row in (0, 50, len(bank.rows) - 1):
+        own = bank.image[row] * 64 + bank.patch[row]
+        assert np.array_equal(bank.rows[row], features[own].astype(np.float32))
+        squared = ((np.delete(features, own, axis=0) - features[own]) ** 2).sum(axis=1)
+        assert bank.density[row] == pytest.approx(np.sort(squared)[:9].mean(), rel=1e-5)
+
+
 def test_the_threshold_is_the_highest_held_out_score(fitted: Fitted) -> None:
     threshold = fitted.result.threshold
     assert threshold is not None
