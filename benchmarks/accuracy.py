@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, default=os.environ.get("REB_DATA"), help="folder of products (default: REB_DATA)")
     parser.add_argument("--products", nargs="*", help="names below it (default: all)")
     parser.add_argument("--weights", help="as for `train fit`")
+    parser.add_argument("--coreset", default=0.02, type=float, help="as for `train fit` (default: %(default)s)")
     parser.add_argument("--seeds", default=3, type=console.positive_int, help="default: %(default)s")
     parser.add_argument("--quick", action="store_true", help="one seed")
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -51,7 +52,11 @@ def _run(arguments: argparse.Namespace) -> int:
     for name in names:
         dataset = open_dataset(arguments.data / name)
         for seed in seeds:
-            _collect(figures.setdefault(name, {}), dataset, seed, arguments.weights)
+            _collect(
+                figures.setdefault(name, {}),
+                Settings(dataset.root, weights=arguments.weights, coreset=arguments.coreset, seed=seed),
+                dataset,
+            )
         rows = [(method, *(_span(values.get(metric, [])) for metric in _METRICS)) for method, values in figures[name].items()]
         console.table(f"{dataset.summary()}; {len(seeds)} seeds, percent", ("method", *_METRICS), rows)
     console.say(f"on {machine()}")
@@ -60,12 +65,12 @@ def _run(arguments: argparse.Namespace) -> int:
     return console.DONE
 
 
-def _collect(figures: dict[str, dict[str, list[float]]], dataset: Dataset, seed: int, weights: str | None) -> None:
+def _collect(figures: dict[str, dict[str, list[float]]], settings: Settings, dataset: Dataset) -> None:
     quiet = Console(lambda line: None, console.warn, console.progress)
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder) / "bundle"
-        fit(Settings(data=dataset.root, weights=weights, seed=seed), bundle, quiet)
-        with console.progress(f"{dataset.root.name}, seed {seed}") as advance:
+        fit(settings, bundle, quiet)
+        with console.progress(f"{dataset.root.name}, seed {settings.seed}") as advance:
             evaluation = evaluate(load_bundle(bundle), dataset, progress=advance)
     for method, metrics in evaluation.metrics.items():
         for metric, kinds in metrics.items():

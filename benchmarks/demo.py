@@ -86,8 +86,8 @@ def _weights(asked: str | None) -> str | None:
     try:
         with console.progress("ImageNet weights") as advance:
             find_weights(None, backbone_spec("resnet18"), advance)
-    except TrainError as error:
-        console.warn(f"{error}")
+    except InspectionError as error:
+        console.warn(str(error))
         console.warn("this demo goes on with an untrained network; expect weak figures")
         return "none"
     return None

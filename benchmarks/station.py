@@ -25,10 +25,11 @@ from train.sample import write_sample
 
 _LATENCY_ROWS, _MEMORY_ROWS = 2048, 6000
 _PEAK = """
-import resource, sys
+import pathlib, sys
 from edge.__main__ import main
 code = main(sys.argv[1:])
-print("peak_kib", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+# not getrusage: its maximum counts what the parent held when it started this process
+print(next(line for line in pathlib.Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")))
 sys.exit(code)
 """
 
@@ -82,7 +83,7 @@ def _peak_memory_mb(folder: Path, bundle: Path) -> float:
     done = subprocess.run(
         [sys.executable, "-c", _PEAK, "run", "--config", str(config)], capture_output=True, text=True, check=False
     )
-    peak = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("peak_kib")]
+    peak = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("VmHWM")]
     if done.returncode != 0 or not peak:
         raise EngineError(f"edge run ended with {done.returncode}: {done.stderr.strip()}")
     return int(peak[0]) * 1024 / 1e6

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     fit.add_argument("--false-reject", default=0.01, type=float, metavar="RATE", help="rate to bound (default: %(default)s)")
     fit.add_argument("--out", required=True, type=Path, help="record to write, a .json file")
     fit.add_argument("--backend", default="onnxruntime", choices=backends(), help="default: %(default)s")
-    fit.add_argument("--threads", default=0, type=int, help="CPU threads; 0 is one a core")
+    fit.add_argument("--threads", default=0, type=console.count, help="CPU threads; 0 is one a core")
     fit.set_defaults(run=_fit)
     arguments = parser.parse_args(argv)
     return console.run_door(arguments.run, arguments)

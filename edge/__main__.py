@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     replay.add_argument("--deadline-ms", default=1000.0, type=console.positive_float, help="default: %(default)g")
     replay.add_argument("--journal", type=Path, metavar="FILE", help="default: journal.jsonl beside the calibration")
     replay.add_argument("--backend", default="onnxruntime", choices=backends(), help="default: %(default)s")
-    replay.add_argument("--threads", default=0, type=int, help="CPU threads; 0 is one a core")
+    replay.add_argument("--threads", default=0, type=console.count, help="CPU threads; 0 is one a core")
     replay.set_defaults(run=_replay)
     run = commands.add_parser("run", help="run the station that a configuration describes")
     run.add_argument("--config", required=True, type=Path, metavar="FILE")

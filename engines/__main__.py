@@ -44,7 +44,7 @@ def _command(commands, name: str, function, text: str, *, backend: bool = True) 
     parser.add_argument("--bundle", required=True, type=Path, help="folder that `train fit` wrote")
     if backend:
         parser.add_argument("--backend", default="onnxruntime", choices=backends(), help="default: %(default)s")
-        parser.add_argument("--threads", default=0, type=int, help="CPU threads; 0 is one a core")
+        parser.add_argument("--threads", default=0, type=console.count, help="CPU threads; 0 is one a core")
     parser.set_defaults(run=function)
     return parser
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import logging
 import math
 import os
@@ -14,13 +15,14 @@ from collections.abc import Callable, Iterator, Sequence
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from engines import InspectionError
 
 DONE, NO, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Console(highlight=False, emoji=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 
 
 def run_door(command: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
@@ -29,6 +31,9 @@ def run_door(command: Callable[[argparse.Namespace], int], arguments: argparse.N
     Returns:
         The command's own code; 2 for an InspectionError; 130 after Ctrl-C or SIGTERM.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name need not be text that the terminal knows
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         with _terminate_as_interrupt():
@@ -40,9 +45,12 @@ def run_door(command: Callable[[argparse.Namespace], int], arguments: argparse.N
         err.print("interrupted; nothing half-written was left behind", markup=False)
         return INTERRUPTED
     except BrokenPipeError:
-        # the reader of our output went away: no traceback for `... | head`
+        # the reader of our output went away: no traceback for `... | head`, but the work was not done
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
+        return NO
+    except OSError as error:
+        err.print(f"error: {error}; check the disk and permissions", markup=False)
+        return BAD_INPUT
 
 
 def say(message: str) -> None:
@@ -61,7 +69,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     for number, column in enumerate(columns):
         drawn.add_column(column, justify="left" if number == 0 else "right")
     for row in rows:
-        drawn.add_row(*(str(cell) for cell in row))
+        drawn.add_row(*(Text(str(cell)) for cell in row))
     out.print(drawn)
 
 
@@ -79,6 +87,14 @@ def positive_int(text: str) -> int:
     value = int(text)
     if value <= 0:
         raise argparse.ArgumentTypeError(f"{text}, expected an integer above 0")
+    return value
+
+
+def count(text: str) -> int:
+    """argparse type: an integer of 0 or more."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text}, expected an integer of 0 or more")
     return value
 
 

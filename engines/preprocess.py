@@ -36,9 +36,10 @@ class Roi:
 class Preprocessor:
     """Crop to the region, resize, blank what is ignored, normalise: uint8 (H, W, 3) to float32 (1, 3, h, w).
 
-    Shrinking averages (INTER_AREA); where an axis has to be enlarged the image is resized bilinearly, after an axis that
-    shrinks to less than half is averaged down to that, so that no source pixel is skipped. Ignored pixels become the ImageNet mean (0 after normalisation) in training and on the
-    station alike, so what happens inside an ignored area changes no score at all.
+    Shrinking averages (INTER_AREA). Where one axis has to be enlarged the image is resized bilinearly, after an axis that
+    shrinks to less than half is averaged down to twice its size, so that no source pixel is skipped. Ignored pixels
+    become the ImageNet mean (0 after normalisation) in training and on the station alike, so what happens inside an
+    ignored area changes no score at all.
 
     Attributes:
         size: network input, (height, width) in pixels.

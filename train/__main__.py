@@ -7,7 +7,7 @@ import dataclasses
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,7 +60,7 @@ def parse_roi(text: str) -> Roi:
 def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     sample = commands.add_parser("sample", help="draw a small product to try everything on")
     sample.add_argument("--out", required=True, type=Path, help="folder to make")
-    sample.add_argument("--seed", default=0, type=int, help="default: %(default)s")
+    sample.add_argument("--seed", default=0, type=console.count, help="default: %(default)s")
     sample.set_defaults(run=_sample)
 
 
@@ -110,7 +110,7 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--roi", type=parse_roi, metavar="X,Y,W,H", help="judged rectangle in source pixels (default: all)")
     parser.add_argument("--mask", type=Path, metavar="FILE", help="image of the frame's size; what is not black is ignored")
     parser.add_argument("--coreset", default=0.02, type=float, help="part of the patches to keep (default: %(default)s)")
-    parser.add_argument("--seed", default=0, type=int, help="default: %(default)s")
+    parser.add_argument("--seed", default=0, type=console.count, help="default: %(default)s")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
 
 
@@ -158,25 +158,33 @@ def _fit(arguments: argparse.Namespace) -> int:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     _need_extra()
-    from train.evaluate import evaluate, to_json
-    from train.report import write_report
+    from train.evaluate import ALL, METRICS, evaluate, to_json
+    from train.report import check_report_folder, write_report
 
+    if arguments.report is not None:
+        check_report_folder(arguments.report)
     bundle, dataset = load_bundle(arguments.bundle), open_dataset(arguments.data, arguments.layout)
     console.say(f"data: {dataset.summary()}")
     with console.progress("evaluating") as advance:
         evaluation = evaluate(bundle, dataset, backend=arguments.backend, progress=advance)
-    metrics = sorted({metric for figures in evaluation.metrics.values() for metric in figures})
-    rows = [
-        (method, *(f"{100 * figures[metric]['all']:.2f}" if "all" in figures.get(metric, {}) else "-" for metric in metrics))
-        for method, figures in evaluation.metrics.items()
-    ]
-    console.table("all defects, in percent", ("method", *metrics), rows)
+    for note in evaluation.notes:
+        console.warn(note)
+    own = evaluation.metrics["ldknn"]
+    columns = [metric for metric in METRICS if metric in own]
+    kinds = [(kind, *(_percent(own[metric], kind) for metric in columns)) for kind in evaluation.kinds()]
+    console.table("LDKNN by kind of defect, percent", ("kind", *columns), kinds)
+    methods = [(name, *(_percent(row.get(metric, {}), ALL) for metric in columns)) for name, row in evaluation.metrics.items()]
+    console.table("all defects, percent", ("method", *columns), methods)
     if arguments.json is not None:
         write_file(arguments.json, to_json(evaluation).encode())
         console.say(f"wrote {arguments.json}")
     if arguments.report is not None:
         console.say(f"wrote {write_report(arguments.report, evaluation, bundle, dataset)}")
     return console.DONE
+
+
+def _percent(values: Mapping[str, float], kind: str) -> str:
+    return f"{100 * values[kind]:.2f}" if kind in values else "-"
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
