@@ -8,7 +8,8 @@ import numpy.typing as npt
 from engines import EngineError
 from engines.ldknn import Floats, Progress
 
-_BATCH = 16  # rows looked at in one pass over all patches; a pass is bound by memory, not by arithmetic
+PROJECTION_DIM = 128
+_BATCH = 16  # rows looked at in one pass over the projected patches; a pass is bound by memory, not by arithmetic
 
 
 def coreset_size(fraction: float, patches: int) -> int:
@@ -22,21 +23,27 @@ def coreset_size(fraction: float, patches: int) -> int:
     return max(1, round(fraction * patches))
 
 
-def k_centre(features: Floats, count: int, rng: np.random.Generator, progress: Progress | None = None) -> npt.NDArray[np.int64]:
-    """Greedy k-centre (Gonzalez 1985): each step takes the patch farthest from those taken.
+def project(features: Floats, dim: int, rng: np.random.Generator) -> Floats:
+    """Gaussian random projection (Johnson and Lindenstrauss): float32 (n, d) to float32 (n, dim) when d > dim."""
+    if features.shape[1] <= dim:
+        return features
+    matrix = rng.normal(0, 1 / np.sqrt(dim), (features.shape[1], dim)).astype(np.float32)
+    return features @ matrix
 
-    PatchCore and REB select on a random projection to 128 dimensions, to save time. Here the distances are the
-    embeddings' own: which rows a projection happens to favour moved the image AUROC of one product by more than a point
-    from seed to seed. The time is saved elsewhere: the distance to a new centre costs a pass over all patches, which is
-    bound by memory, so one pass serves the 16 patches that are farthest now, and each of them is used only if it is still
-    the farthest when its turn comes. The result is that of the plain greedy loop, but for float32 rounding of the
-    distances. The first is the member farthest from the mean of ten random members. O(n d count) time; memory is that of
-    the features once more, and 18 floats a patch.
+
+def k_centre(features: Floats, count: int, rng: np.random.Generator, progress: Progress | None = None) -> npt.NDArray[np.int64]:
+    """Greedy k-centre (Gonzalez 1985) on a random projection: each step takes the patch farthest from those taken.
+
+    The first is the member farthest from the mean of ten random members. The distance to a new centre costs a pass
+    over all patches, which is bound by memory: one pass therefore serves the 16 patches that are farthest now, and
+    each of them is used only if it is still the farthest when its turn comes. The result is that of the plain greedy
+    loop, but for float32 rounding of the distances. O(n count) time; memory is twice that of the projection, n x 128
+    float32, and 18 floats a patch beside it.
 
     Args:
         features: float32 (n, d).
         count: how many to take, 1 to n.
-        rng: source of the ten members.
+        rng: source of the projection and of the ten members.
         progress: called with (taken, count).
 
     Returns:
@@ -50,7 +57,8 @@ def k_centre(features: Floats, count: int, rng: np.random.Generator, progress: P
         raise EngineError(f"coreset of {count} rows, expected 1 to {total}")
     if count == total:
         return np.arange(total)
-    points = features - features[0]  # about a member, |a|^2 - 2 a.b + |b|^2 cancels less
+    points = project(features, PROJECTION_DIM, rng)
+    points = points - points[0]  # about a member, |a|^2 - 2 a.b + |b|^2 cancels less
     norms = np.einsum("ij,ij->i", points, points)
     if not np.isfinite(norms).all():
         raise EngineError("features hold numbers that are not finite, expected finite embeddings; check the network's weights")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engines import EngineError
-from engines.bank import coreset_size, k_centre
+from engines.bank import PROJECTION_DIM, coreset_size, k_centre, project
 
 Floats = npt.NDArray[np.float32]
 
@@ -95,10 +95,25 @@ def test_the_first_is_a_member_farthest_from_the_mean_of_ten() -> None:
     assert first.tolist() == [int(squared_to(points, middle).argmax())]
 
 
-def test_wide_features_are_selected_by_their_own_distances() -> None:
+def test_wide_features_are_selected_in_their_projection() -> None:
     features = np.random.default_rng(6).normal(size=(400, 300)).astype(np.float32)
     taken = k_centre(features, 60, np.random.default_rng(7))
-    assert taken.tolist() == plain_greedy(features, 60, int(taken[0]))
+    points = project(features, PROJECTION_DIM, np.random.default_rng(7))
+    assert points.shape == (400, PROJECTION_DIM)
+    assert points.dtype == np.float32
+    assert taken.tolist() == plain_greedy(points, 60, int(taken[0]))
+
+
+def test_projection_keeps_distances_on_average() -> None:
+    features = np.random.default_rng(8).normal(size=(50, 600)).astype(np.float32)
+    points = project(features, PROJECTION_DIM, np.random.default_rng(9))
+    ratio = [squared_to(points[1:], points[0]).mean() / squared_to(features[1:], features[0]).mean()]
+    assert ratio[0] == pytest.approx(1, abs=0.1)
+
+
+def test_narrow_features_are_not_projected() -> None:
+    features = np.zeros((5, PROJECTION_DIM), np.float32)
+    assert project(features, PROJECTION_DIM, np.random.default_rng(0)) is features
 
 
 def test_the_same_seed_takes_the_same_rows() -> None:

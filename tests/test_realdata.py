@@ -21,14 +21,17 @@ def silent(title: str) -> Iterator[Callable[[int, int], None]]:
     yield lambda done, total: None
 
 
-@pytest.fixture(scope="module", params=["hazelnut", "transistor"])
+@pytest.fixture(
+    scope="module", params=[("hazelnut", 0.02), ("transistor", 0.02), ("transistor", 1.0)], ids=lambda p: f"{p[0]}-{p[1]}"
+)
 def product(
     request: pytest.FixtureRequest, real_data: Path, real_weights: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Inspector, Path]]:
-    """A product fitted with the defaults: its inspector and its images."""
-    data, out = real_data / request.param, tmp_path_factory.mktemp(request.param) / "bundle"
+    """A product fitted with the defaults but for the coreset: its inspector and its images."""
+    name, coreset = request.param
+    data, out = real_data / name, tmp_path_factory.mktemp(name) / "bundle"
     said: list[str] = []
-    settings = Settings(data, weights=str(real_weights / "resnet18-trunk.npz"), device="cpu")
+    settings = Settings(data, weights=str(real_weights / "resnet18-trunk.npz"), coreset=coreset, device="cpu")
     fit(settings, out, Console(said.append, said.append, silent))
     with Inspector(load_bundle(out)) as inspector:
         yield inspector, data
@@ -45,13 +48,8 @@ def test_the_bundle_verifies_and_has_a_threshold(product: tuple[Inspector, Path]
 
 @pytest.mark.realdata
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
-def test_every_defective_part_scores_above_every_good_one(
-    product: tuple[Inspector, Path], alpha: float, request: pytest.FixtureRequest
-) -> None:
+def test_every_defective_part_scores_above_every_good_one(product: tuple[Inspector, Path], alpha: float) -> None:
     inspector, data = product
-    if data.name == "transistor" and alpha > 0:
-        reason = "with the density a cut lead and a misplaced part score below a good part; without it all rank right"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
     bundle = inspector.bundle
     method = bundle.manifest.method.model_copy(update={"alpha": alpha})
     scorer = Scorer(method, inspector.preprocessor, bundle.bank, inspector.extractor)
@@ -59,4 +57,10 @@ def test_every_defective_part_scores_above_every_good_one(
     good = [value for is_good, value in scores if is_good]
     bad = [value for is_good, value in scores if not is_good]
     assert (len(good), len(bad)) == (2, 8)
-    assert min(bad) > max(good), f"good {good}, bad {bad}"
+    if data.name == "transistor" and alpha > 0 and bundle.manifest.provenance.coreset < 1:
+        # what is known and stated in the README: on a small coreset the full set's density takes off too much, and a
+        # cut lead falls below a good part; most pairs rank right all the same
+        right = sum(one > other for one in bad for other in good)
+        assert right >= 12, f"good {good}, bad {bad}"
+    else:
+        assert min(bad) > max(good), f"good {good}, bad {bad}"

@@ -90,8 +90,8 @@ def test_bad_input_is_one_line_and_exits_with_2(tmp_path: Path, capsys: pytest.C
     read = capsys.readouterr()
     assert read.err.startswith(f"error: {tmp_path / 'gone'}: no such folder; expected one of")
     assert "Traceback" not in read.err
-    assert main(["fit", "--data", str(tmp_path / "gone"), "--out", str(tmp_path / "b"), *QUICK, "--seed", "-1"]) == 2
-    assert one_line(capsys.readouterr().err) == "error: seed -1, expected 0 to 4294967295"
+    assert main(["fit", "--data", str(tmp_path / "gone"), "--out", str(tmp_path / "b"), *QUICK, "--seed", str(2**32)]) == 2
+    assert one_line(capsys.readouterr().err) == "error: seed 4294967296, expected 0 to 4294967295"
 
 
 def test_fit_makes_a_bundle_and_says_where(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -280,7 +280,7 @@ def _say_coverage(preprocessor: Preprocessor, first: Sample, spec: Input, consol
 
 
 def _check_memory(rows: int, dim: int) -> None:
-    needed = rows * (2 * dim + 32) * 4  # embeddings, their centred copy, and the distances of one coreset step
+    needed = rows * (dim + 2 * 128 + 32) * 4  # embeddings, their projection twice, and the distances of one coreset step
     installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > 0.8 * installed:
         raise TrainError(
