@@ -108,21 +108,33 @@ class LDKNN:
         close = value <= limit[:, None]
         crowded = close[:, _KEPT - 1 :: _KEPT].any(axis=1)  # a block may hold more close rows than were kept
         doubtful = ~crowded & (np.count_nonzero(close, axis=1) > 1)
-        for query in np.flatnonzero(doubtful):
-            index[query] = self._nearest_of(queries[query], np.unique(row[query, close[query]]))
-        for query in np.flatnonzero(crowded):
-            index[query] = self._nearest_of(queries[query], np.arange(len(self._rows)))
+        if doubtful.any():
+            query, column = np.nonzero(close & doubtful[:, None])
+            index[doubtful] = self._nearest_of(queries, query, row[query, column])
+        for number in np.flatnonzero(crowded):
+            every_row = np.arange(len(self._rows))
+            index[number] = self._nearest_of(queries, np.full_like(every_row, number), every_row)[0]
         return np.asarray(index)
 
-    def _nearest_of(self, query: Floats, candidates: npt.NDArray[np.int64]) -> int:
-        """The nearest candidate by differences in float64; ties go to the first."""
-        best, index = np.inf, int(candidates[0])
-        for start in range(0, len(candidates), ROW_BLOCK):
-            chosen = candidates[start : start + ROW_BLOCK]
-            exact = _squared_differences(query.astype(np.float64), self._rows[chosen])
-            if exact.min() < best:
-                best, index = float(exact.min()), int(chosen[exact.argmin()])
-        return index
+    def _nearest_of(
+        self, queries: Floats, query: npt.NDArray[np.int64], candidate: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int64]:
+        """Nearest candidate of each query named, by differences in float64; ties go to the lower index.
+
+        Args:
+            queries: float32 (q, d).
+            query, candidate: int64 (pairs,) which query is compared with which row, in ascending order of the queries.
+
+        Returns:
+            int64, a row for each query that is named, in their order.
+        """
+        exact = np.empty(len(query))
+        for start in range(0, len(query), ROW_BLOCK):
+            part = slice(start, start + ROW_BLOCK)
+            exact[part] = _squared_differences(queries[query[part]].astype(np.float64), self._rows[candidate[part]])
+        order = np.lexsort((candidate, exact, query))
+        _, first = np.unique(query[order], return_index=True)
+        return np.asarray(candidate[order[first]])
 
 
 def nearest(
