@@ -124,11 +124,17 @@ def _inspect(config: StationConfig, calibration: Calibration) -> int:
             deadline_ms=config.deadline_ms,
         )
         begun = time.monotonic()
-        statistics = station.run(camera, _print_verdict)
-        _print_statistics(statistics, time.monotonic() - begun)
-        journal.event("stopped", {"parts": statistics.parts})
+        try:
+            station.run(camera, _print_verdict)
+            reason = "end of the source"
+        except BaseException as error:
+            reason = f"{type(error).__name__}: {error}".rstrip(": ")
+            raise
+        finally:
+            journal.event("stopped", {"parts": station.statistics.parts, "reason": reason})
+            _print_statistics(station.statistics, time.monotonic() - begun)
     console.say(f"wrote {config.journal}")
-    return console.NO if statistics.outcomes[Outcome.FAULT] > 0 else console.DONE
+    return console.NO if station.statistics.outcomes[Outcome.FAULT] > 0 else console.DONE
 
 
 def _open_trusted(bundle: Bundle, config: StationConfig, calibration: Calibration) -> Inspector:

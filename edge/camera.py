@@ -19,6 +19,7 @@ from engines.images import Image, list_images, read_image
 
 # OpenCV would also open a text file, as a film of its letters, and one picture as a sequence of all with like names
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"})
+_WHOLE = 0.99  # of the frames that a video's header promises; some formats only estimate their number
 _LOST_AFTER = 5  # waits in a row without a frame before a live camera counts as lost
 
 
@@ -86,10 +87,11 @@ class VideoCamera:
         if not self._capture.isOpened():
             raise StationError(f"{path}: OpenCV cannot open it as a video; expected a folder of images or a video file")
         self._path = path
+        self._promised = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self._pace = _Pace(clock, period_ns)
 
     def frames(self) -> Iterator[Arrival]:
-        """One arrival for each frame."""
+        """One arrival for each frame; a part is missing where the file ends before its header says."""
         part = 0
         while True:
             read, image = self._capture.read()
@@ -100,6 +102,9 @@ class VideoCamera:
             yield Frame(_from_opencv(image), part, trigger_ns, trigger_ns, f"{self._path.name}#{part}")
         if part == 0:
             raise StationError(f"{self._path}: no frame could be decoded; convert the video")
+        if part < _WHOLE * self._promised - 1:
+            reason = f"the video ended after {part} of {self._promised:.0f} frames: truncated or damaged; copy it again"
+            yield Missing(part + 1, self._pace.trigger(), f"{self._path.name}#{part + 1}", reason)
 
     def close(self) -> None:
         """Release the file; may be called twice."""
@@ -109,7 +114,8 @@ class VideoCamera:
 class OpenCVCamera:
     """A live camera, by number, device path or URL. A thread drains it, so that a frame is never an old one from a queue.
 
-    Each frame that the station takes is a part; frames that come while it is busy are let go.
+    Each frame that the station takes is a part; frames that come while it is busy are let go. A frame that equals the one
+    before bit for bit comes from a frozen camera, since no sensor is without noise: that part is missing.
     """
 
     def __init__(
@@ -147,6 +153,7 @@ class OpenCVCamera:
     def frames(self) -> Iterator[Arrival]:
         """Newest frame each time. Raises StationError when the camera fails or stays silent."""
         part = silent = 0
+        previous: Image | None = None
         while True:
             newest = self._take()
             if newest is None and self._failure is not None:
@@ -162,6 +169,11 @@ class OpenCVCamera:
                 continue
             silent = 0
             image, captured_ns = newest
+            frozen = previous is not None and np.array_equal(image, previous)
+            previous = image
+            if frozen:
+                yield Missing(part, captured_ns, str(self._device), "the same frame again, bit for bit: the camera is frozen")
+                continue
             yield Frame(image, part, captured_ns, captured_ns, str(self._device))
 
     def close(self) -> None:

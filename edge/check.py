@@ -108,7 +108,12 @@ def _check_journal(path: Path) -> Check:
     target = path if os.path.exists(path) else folder
     if not os.access(target, os.W_OK):
         return Check("journal", str(path), (f"{target}: cannot be written; change its permissions or the journal's path",))
-    free = shutil.disk_usage(folder).free
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        return Check(
+            "journal", str(path), (f"{folder}: cannot be looked at ({error.strerror}); check the disk and permissions",)
+        )
     if free < MIN_FREE_BYTES:
         return Check(
             "journal",

@@ -56,7 +56,11 @@ class Statistics:
 
 
 class Station:
-    """Judges arrivals. Everything it touches is injected."""
+    """Judges arrivals. Everything it touches is injected.
+
+    Attributes:
+        statistics: of all runs so far, and of the one that goes on.
+    """
 
     def __init__(
         self, *, scorer: Scorer, threshold: float, rejector: Rejector, journal: Journal, clock: Clock, deadline_ms: float
@@ -84,6 +88,7 @@ class Station:
         self._journal = journal
         self._clock = clock
         self._deadline_ms = deadline_ms
+        self.statistics = Statistics()
 
     def run(self, camera: Camera, on_verdict: Callable[[Verdict], None]) -> Statistics:
         """Judge all arrivals of a camera.
@@ -95,12 +100,11 @@ class Station:
         Raises:
             StationError: the camera is lost, or the reject line cannot be driven.
         """
-        statistics = Statistics()
         for arrival in camera.frames():
             verdict = self.judge(arrival)
-            statistics.add(verdict)
+            self.statistics.add(verdict)
             on_verdict(verdict)
-        return statistics
+        return self.statistics
 
     def judge(self, arrival: Arrival) -> Verdict:
         """Decide on one part, keep the verdict, act on it, and return it.

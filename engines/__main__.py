@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from engines.verify import verify_golden
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns 0 done, 1 the golden images disagree, 2 bad usage or input, 130 interrupted."""
+    cv2.setNumThreads(1)  # the cores belong to the network and the search
     parser = argparse.ArgumentParser(prog="engines", description="Look into a bundle, prove it, score images with it.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     info = _command(commands, "info", _info, "what a bundle is and where it comes from", backend=False)
@@ -106,10 +108,12 @@ def _score(arguments: argparse.Namespace) -> int:
     if not paths:
         raise EngineError(f"no images in {', '.join(map(str, arguments.images))}; expected PNG, JPEG, BMP, TIFF or WebP files")
     with _open(arguments) as inspector:
-        high = _colour_range(inspector)
+        low, high = _colour_range(inspector)
         for path in paths:
             image = read_image(path)
             score = inspector.score(image)
+            if not math.isfinite(score.value):
+                raise EngineError(f"{path}: score is {score.value}, expected a finite number; run `engines verify`")
             if arguments.json:
                 sys.stdout.write(json.dumps({"image": str(path), "score": score.value}) + "\n")
             else:
@@ -117,8 +121,9 @@ def _score(arguments: argparse.Namespace) -> int:
             if arguments.heatmaps is not None:
                 shown = inspector.preprocessor.resized(image)
                 heat = anomaly_map(inspector.map(score), inspector.preprocessor.size)
-                picture = overlay(shown, heat, *high)
-                name = f"{path.parent.name}-{path.stem}.png"
+                picture = overlay(shown, heat, low, high)
+                # the folders' names tell images of one name apart; a root or a drive leaves no trace in them
+                name = "-".join(part for part in path.parts if part not in (path.anchor, "..")) + ".png"
                 write_file(arguments.heatmaps / name, encode_png(np.hstack([shown, picture])))
     return console.DONE
 
@@ -143,5 +148,4 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    cv2.setNumThreads(0)  # images this small gain nothing from OpenCV's own threads
     sys.exit(main())

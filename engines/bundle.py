@@ -64,7 +64,7 @@ class ProvisionalThreshold(Record):
 
 
 class GoldenCheck(Record):
-    """How far the exported graph is from the trained network on the golden images, and the tolerance for others.
+    """How far the exported graph is from the trained network on the golden images.
 
     `spread` is the standard deviation of normal scores; differences are stated relative to it.
     """

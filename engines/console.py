@@ -70,7 +70,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
         drawn.add_column(column, justify="left" if number == 0 else "right")
     for row in rows:
         drawn.add_row(*(Text(str(cell)) for cell in row))
-    out.print(drawn)
+    out.print(drawn, width=None if out.is_terminal else 160)
 
 
 @contextlib.contextmanager

@@ -9,11 +9,18 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from engines import EngineError
+
+try:
+    import cv2
+except ImportError as error:
+    raise ImportError(
+        f"OpenCV cannot be imported ({error}). On a Jetson it is JetPack's: apt install python3-opencv, and a virtual"
+        " environment made with --system-site-packages; elsewhere: pip install opencv-python-headless"
+    ) from None
 
 Image = npt.NDArray[np.uint8]
 

@@ -104,7 +104,8 @@ class LDKNN:
         value, row = np.stack(values, axis=1), np.stack(rows, axis=1)
         best = value.argmin(axis=1)
         index = row[every, best]
-        limit = value[every, best] + _rounding(_squared_norms(queries), self._norms.max(), queries.shape[1])
+        rounding = _rounding(_squared_norms(queries), self._norms.max(), queries.shape[1])
+        limit = value[every, best] + rounding
         close = value <= limit[:, None]
         crowded = close[:, _KEPT - 1 :: _KEPT].any(axis=1)  # a block may hold more close rows than were kept
         doubtful = ~crowded & (np.count_nonzero(close, axis=1) > 1)
@@ -112,8 +113,9 @@ class LDKNN:
             query, column = np.nonzero(close & doubtful[:, None])
             index[doubtful] = self._nearest_of(queries, query, row[query, column])
         for number in np.flatnonzero(crowded):
-            every_row = np.arange(len(self._rows))
-            index[number] = self._nearest_of(queries, np.full_like(every_row, number), every_row)[0]
+            near = self._norms + self._rows @ minus_twice[number]
+            candidates = np.flatnonzero(near <= near.min() + rounding[number])
+            index[number] = self._nearest_of(queries, np.full_like(candidates, number), candidates)[0]
         return np.asarray(index)
 
     def _nearest_of(

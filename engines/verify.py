@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from engines import EngineError
 from engines.bundle import Golden, ProvisionalThreshold
 from engines.inspector import Scorer
 from engines.ldknn import Progress
@@ -65,8 +66,10 @@ def verify_golden(
         progress: called with (done, total).
 
     Raises:
-        EngineError: an image or the backend failed.
+        EngineError: no golden images, or an image or the backend failed.
     """
+    if not golden.images:
+        raise EngineError("the bundle has no golden images to verify with; train it again")
     rows = []
     for number, (name, image, expected) in enumerate(zip(golden.names, golden.images, golden.scores, strict=True), start=1):
         got = scorer.score(image).value

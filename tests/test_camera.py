@@ -365,11 +365,38 @@ def test_one_frame_ends_a_silence() -> None:
     capture = FakeCapture()
     camera = live(capture, timeout_ms=20)
     frames = camera.frames()
-    for _ in range(3):
+    for grey in (1, 2, 3):
         assert [type(next(frames)) for _ in range(4)] == [Missing] * 4
-        capture.feed(flat(1))
-        assert grey_of(next(frames)) == 1
+        capture.feed(flat(grey))
+        assert grey_of(next(frames)) == grey
     camera.close()
+
+
+def test_a_frozen_camera_gives_missing_parts_until_it_moves() -> None:
+    capture = FakeCapture()
+    camera = live(capture)
+    frames = camera.frames()
+    arrivals = []
+    for grey in (1, 1, 1, 2, 1):
+        capture.feed(flat(grey))
+        arrivals.append(next(frames))
+    assert [type(arrival) for arrival in arrivals] == [Frame, Missing, Missing, Frame, Frame]
+    assert [arrival.part for arrival in arrivals] == [1, 2, 3, 4, 5]
+    assert isinstance(arrivals[1], Missing)
+    assert "frozen" in arrivals[1].reason
+    camera.close()
+
+
+def test_a_video_that_ends_before_its_header_says_ends_with_a_missing_part(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "line.avi", [textured(seed) for seed in range(30)])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    camera = VideoCamera(path, FakeClock())
+    *whole, last = list(camera.frames())
+    assert 5 < len(whole) < 25
+    assert all(isinstance(arrival, Frame) for arrival in whole)
+    assert isinstance(last, Missing)
+    assert last.part == len(whole) + 1
+    assert f"ended after {len(whole)} of 30 frames" in last.reason
 
 
 @pytest.mark.parametrize(

@@ -321,6 +321,11 @@ def test_a_signal_ends_a_real_process_cleanly(config: Path, number: signal.Signa
     parts = [row["part"] for row in journal(config.parent) if "part" in row]
     assert parts == list(range(1, len(parts) + 1))
     assert 2 <= len(parts) < 200
+    last = journal(config.parent)[-1]
+    assert last["event"] == "stopped"
+    assert last["parts"] in (len(parts), len(parts) - 1)  # the one in flight may be kept but not yet counted
+    assert last["reason"] == "KeyboardInterrupt"
+    assert "parts in" in said
 
 
 def test_a_killed_process_leaves_a_journal_that_the_next_run_reads(config: Path) -> None:

@@ -146,7 +146,7 @@ def test_audit_of_a_clean_folder_exits_with_0(tmp_path: Path, capsys: pytest.Cap
     sheet = tmp_path / "sheet.png"
     assert main(["audit", "--data", str(data), "--out", str(sheet), *QUICK]) == 0
     assert "nothing suspicious in 10 images" in capsys.readouterr().out
-    assert not sheet.exists()
+    assert sheet.exists()  # one that says so, in place of an older one that listed findings
 
 
 def test_audit_of_a_dirtied_folder_exits_with_1_and_draws_the_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,3 +176,20 @@ def test_sample_draws_a_product_that_fit_understands(
     out = tmp_path / "sample"
     assert main(["sample", "--out", str(out), "--seed", "7"]) == 0
     assert f"wrote {open_dataset(out).summary()}" in capsys.readouterr().out
+
+
+def test_audit_lists_images_that_cannot_be_embedded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = draw(tmp_path / "mixed", 10)
+    (data / "00-tiny.png").write_bytes(encode_png(np.zeros((1, 1, 3), np.uint8)))
+    (data / "99-other.png").write_bytes(encode_png(draw_part(np.random.default_rng(50), 128)[0]))
+    (data / "broken.png").write_bytes((data / "05.png").read_bytes()[:500])
+    sheet = tmp_path / "sheet.png"
+    assert main(["audit", "--data", str(data), "--out", str(sheet), *QUICK, "--roi", "10,10,64,64"]) == 1
+    said = capsys.readouterr().out
+    assert all(name in said for name in ("00-tiny.png", "99-other.png", "broken.png", "wrong size"))
+    assert sheet.exists()
+    assert main(["fit", "--data", str(data), "--out", str(tmp_path / "b"), *QUICK, "--roi", "10,10,64,64"]) == 2
+    complained = capsys.readouterr().err
+    assert all(name in complained for name in ("00-tiny.png", "99-other.png", "broken.png"))
+    assert "05.png" not in complained
+    assert not (tmp_path / "b").exists()

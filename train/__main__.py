@@ -130,12 +130,12 @@ def _audit(arguments: argparse.Namespace) -> int:
     from train.normals import audit
 
     findings, count = audit(_settings(arguments), _talk())
+    contact_sheet(findings, arguments.out)
     if not findings:
-        console.say(f"nothing suspicious in {count} images")
+        console.say(f"nothing suspicious in {count} images; wrote {arguments.out}")
         return console.DONE
     rows = [(finding.problem, finding.sample.path.name, finding.detail) for finding in findings]
     console.table(f"{len(findings)} findings in {count} images", ("problem", "image", "what"), rows)
-    contact_sheet(findings, arguments.out)
     console.say(f"wrote {arguments.out}")
     return console.NO
 

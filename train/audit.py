@@ -19,6 +19,7 @@ import numpy.typing as npt
 from engines import EngineError
 from engines.images import Image, pixel_digest
 from engines.ldknn import QUERY_BLOCK, ROW_BLOCK, Floats, Progress, pool
+from engines.preprocess import MIN_SIDE_PX
 from train import TrainError
 from train.data import Sample
 
@@ -98,6 +99,8 @@ def audit_images(samples: Sequence[Sample], progress: Progress | None = None) ->
     for done, sample in enumerate(samples, start=1):
         try:
             image = sample.image()
+            if min(image.shape[:2]) < MIN_SIDE_PX:
+                raise EngineError(f"{image.shape[1]} x {image.shape[0]} pixels, expected at least {MIN_SIDE_PX} a side")
         except EngineError as error:
             findings.append(Finding(sample, "unreadable", str(error).removeprefix(f"{sample.path}: "), 1.0))
         else:

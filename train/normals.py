@@ -106,13 +106,13 @@ class Normals:
         return self.samples[self.in_bank :]
 
 
-def open_normals(settings: Settings, console: Console, *, skip_unreadable: bool = False) -> Normals:
+def open_normals(settings: Settings, console: Console, *, skip_unusable: bool = False) -> Normals:
     """Find, audit and embed the good images.
 
     Args:
         settings: what was asked for.
         console: where to talk.
-        skip_unreadable: go on without files that cannot be read, for an audit that is to list them.
+        skip_unusable: go on without images that cannot be embedded, for an audit that is to list them.
 
     Raises:
         InspectionError: bad data, weights or settings.
@@ -128,7 +128,7 @@ def open_normals(settings: Settings, console: Console, *, skip_unreadable: bool 
     network, weights = load_network(settings.weights, backbone, settings.seed, console)
     network.to(device)
     findings = _audit_pixels(dataset, console)
-    dataset = _readable(dataset, findings, skip_unreadable)
+    dataset = _usable(dataset, findings, settings.roi is not None or settings.mask is not None, skip_unusable)
     spec, mask = _input_of(settings, dataset.train[0])
     preprocessor = make_preprocessor(spec, mask)
     _say_coverage(preprocessor, dataset.train[0], spec, console)
@@ -161,7 +161,7 @@ def open_normals(settings: Settings, console: Console, *, skip_unreadable: bool 
 
 def audit(settings: Settings, console: Console) -> tuple[list[Finding], int]:
     """All findings among a folder's good images, and how many images there are. Raises as `open_normals`."""
-    normals = open_normals(settings, console, skip_unreadable=True)
+    normals = open_normals(settings, console, skip_unusable=True)
     total = len(normals.samples) + sum(finding.problem in ("duplicate", "unreadable") for finding in normals.findings)
     return [*normals.findings, *find_outliers(normals, select_coreset(normals, settings, console), console)], total
 
@@ -225,9 +225,10 @@ def _audit_pixels(dataset: Dataset, console: Console) -> list[Finding]:
         return audit_images(dataset.train + dataset.validation, advance)
 
 
-def _readable(dataset: Dataset, findings: list[Finding], skip: bool) -> Dataset:
-    """The dataset without unreadable files, or an error that lists them all."""
-    broken = {finding.sample: finding.detail for finding in findings if finding.problem == "unreadable"}
+def _usable(dataset: Dataset, findings: list[Finding], one_size: bool, skip: bool) -> Dataset:
+    """The dataset without images that cannot be embedded, or an error that lists them all."""
+    problems = ("unreadable", "wrong size") if one_size else ("unreadable",)
+    broken = {finding.sample: finding.detail for finding in findings if finding.problem in problems}
     train = tuple(sample for sample in dataset.train if sample not in broken)
     if broken and not (skip and train):
         listed = "\n  ".join(f"{sample.path}: {detail}" for sample, detail in broken.items())

@@ -77,6 +77,8 @@ def _in_environment(spec: BackboneSpec) -> Path | None:
     folder = os.environ.get("REB_WEIGHTS")
     if not folder:
         return None
+    if not Path(folder).is_dir():
+        raise TrainError(f"REB_WEIGHTS is '{folder}', expected a folder of weights; correct it or unset it")
     found = sorted(path for path in Path(folder).glob(f"{spec.name}*") if path.suffix in _SUFFIXES)
     return found[0] if found else None
 
