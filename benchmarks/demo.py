@@ -18,6 +18,7 @@ from calibration.__main__ import main as calibration_door
 from edge.__main__ import main as edge_door
 from engines import InspectionError, console
 from engines.__main__ import main as engines_door
+from engines.bundle import load_bundle
 from engines.images import list_images
 from train import TrainError
 from train.__main__ import main as train_door
@@ -45,10 +46,10 @@ def _demo(arguments: argparse.Namespace) -> int:
     bundle, record, report = out / "bundle", out / "line-1.json", out / "report"
     if arguments.data is None and not (data / "train").is_dir():
         _step("train", train_door, ["sample", "--out", data])
+    good, parts = _station_images(data, out)
     weights = _weights(arguments.weights)
     _step("train", train_door, ["fit", "--data", data, "--out", bundle, *(["--weights", weights] if weights else [])])
     _step("engines", engines_door, ["verify", "--bundle", bundle])
-    good, parts = _station_images(data, out)
     rate = _affordable_rate(len(list_images(good)))
     _step(
         "calibration",
@@ -64,6 +65,8 @@ def _demo(arguments: argparse.Namespace) -> int:
     )
     _step("engines", engines_door, ["bench", "--bundle", bundle])
     console.say(f"\nbundle       {bundle}\ncalibration  {record}\njournal      {out / 'journal.jsonl'}")
+    if load_bundle(bundle).manifest.provenance.weights == "none":
+        console.warn("the network is untrained: what you saw is the chain at work, not what it reaches; try WEIGHTS=FILE")
     console.say(f"figures      {out / 'figures.json'}\nreport       {report / 'index.html'}")
     return console.DONE
 
@@ -101,6 +104,11 @@ def _station_images(data: Path, out: Path) -> tuple[Path, Path]:
     if (data / "calibration" / "good").is_dir():
         return data / "calibration" / "good", data / "test"
     dataset = open_dataset(data)
+    if not any(sample.good for sample in dataset.test) or all(sample.good for sample in dataset.test):
+        raise TrainError(
+            f"{dataset.summary()}; the demo needs good and defective test images, to calibrate and to show verdicts;"
+            " for a folder of good images alone follow the four doors in README.md"
+        )
     good, parts = out / "station" / "calibration", out / "station" / "parts"
     shutil.rmtree(out / "station", ignore_errors=True)
     lent = {sample.path for sample in [sample for sample in dataset.test if sample.good][::2]}
@@ -108,8 +116,6 @@ def _station_images(data: Path, out: Path) -> tuple[Path, Path]:
         folder = good if sample.path in lent else parts / sample.kind
         folder.mkdir(parents=True, exist_ok=True)
         (folder / sample.path.name).symlink_to(sample.path.resolve())
-    if not lent:
-        raise TrainError(f"{data}: no good test images; calibration needs good parts that are not in the bank")
     return good, parts
 
 

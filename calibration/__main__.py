@@ -18,6 +18,9 @@ from engines.extractors import backends
 from engines.images import list_images
 from engines.inspector import Inspector
 
+_SHOWN = 3  # highest scores, for a person to look at
+_FAR = 3.0  # spreads of normal scores above the provisional threshold
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns 0 done, 2 bad usage or input, 130 interrupted."""
@@ -42,6 +45,7 @@ def _fit(arguments: argparse.Namespace) -> int:
         raise EngineError(f"{arguments.out}: a folder, expected the path of the record to write, such as line-3.json")
     paths = list_images(arguments.images)
     check_enough(len(paths), arguments.false_reject)
+    scores: list[tuple[float, str]] = []
     with (
         Inspector(load_bundle(arguments.bundle), arguments.backend, threads=arguments.threads) as inspector,
         console.progress("scoring") as advance,
@@ -54,6 +58,17 @@ def _fit(arguments: argparse.Namespace) -> int:
             rate=arguments.false_reject,
             who=_account(),
             progress=advance,
+            scored=lambda path, score: scores.append((score, path.name)),
+        )
+        manifest = inspector.bundle.manifest
+    highest = ", ".join(f"{name} {score:.4g}" for score, name in sorted(scores, reverse=True)[:_SHOWN])
+    console.say(f"highest scores: {highest}; is each of these really a good part?")
+    provisional = manifest.threshold
+    if provisional is not None and calibration.threshold > provisional.value + _FAR * manifest.golden.spread:
+        console.warn(
+            f"the threshold {calibration.threshold:.4g} is far above the bundle's provisional {provisional.value:.4g}"
+            f" (normal scores spread by {manifest.golden.spread:.2g}): a part in these images is not good, or product, light,"
+            " lens or focus differ from training; defects will pass until that is put right"
         )
     save_calibration(arguments.out, calibration)
     console.say(

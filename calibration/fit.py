@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from calibration import CalibrationError
 from calibration.record import Calibration
 from calibration.threshold import check_enough, conformal_threshold
+from engines import EngineError
 from engines.images import pixel_digest, read_image
 from engines.inspector import Inspector
 from engines.ldknn import Progress
@@ -25,6 +26,7 @@ def fit_calibration(
     rate: float,
     who: str,
     progress: Progress | None = None,
+    scored: Callable[[Path, float], None] | None = None,
 ) -> Calibration:
     """Conformal threshold from images of good parts.
 
@@ -35,18 +37,24 @@ def fit_calibration(
         rate: false-reject rate to bound, above 0 and below 1.
         who: the person or account that calibrates.
         progress: called with (images done, images in all).
+        scored: called with each image and its score.
 
     Raises:
-        CalibrationError: too few images for the rate, images that are in the bank (their distance is 0), the same
-            picture twice, or a score that is not finite.
-        EngineError: an image that cannot be read or scored.
+        CalibrationError: too few images for the rate, images that cannot be read (all are named), images that are in
+            the bank (their distance is 0), the same picture twice, or a score that is not finite.
+        EngineError: an image that cannot be scored.
     """
     check_enough(len(paths), rate)
     in_bank = inspector.bundle.in_bank()
     seen: dict[str, Path] = {}
     scores = np.empty(len(paths))
+    broken: list[str] = []
     for number, path in enumerate(paths):
-        image = read_image(path)
+        try:
+            image = read_image(path)
+        except EngineError as error:
+            broken.append(str(error))
+            continue
         digest = pixel_digest(image)
         if digest in in_bank:
             raise CalibrationError(
@@ -58,8 +66,12 @@ def fit_calibration(
         scores[number] = inspector.score(image).value
         if not np.isfinite(scores[number]):
             raise CalibrationError(f"{path}: score is {scores[number]}, expected a finite number; check the backend")
+        if scored is not None:
+            scored(path, float(scores[number]))
         if progress is not None:
             progress(number + 1, len(paths))
+    if broken:
+        raise CalibrationError("replace or remove images that cannot be read:\n  " + "\n  ".join(broken))
     bundle, extractor = inspector.bundle, inspector.extractor
     return Calibration(
         station=station,

@@ -94,7 +94,7 @@ def _check(arguments: argparse.Namespace) -> int:
         for fault in check.faults:
             console.say(f"       {fault}")
     faults = sum(len(check.faults) for check in checks)
-    console.say(f"{config.station}: {'ready to start' if faults == 0 else f'{faults} faults, would not start'}")
+    console.say(f"{config.station}: {'ready to start' if faults == 0 else f'would not start, faults: {faults}'}")
     return console.DONE if faults == 0 else console.NO
 
 

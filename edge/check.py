@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from engines.inspector import Inspector
 from engines.verify import verify_golden
 
 MIN_FREE_BYTES = 100 * 2**20
+_TIMED = 3
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def check_station(config: StationConfig, open_camera: Callable[[], Camera]) -> l
         faults = tuple(binding_faults(inspector, calibration, config.station, config.camera))
         checks.append(Check("calibration fits", f"station {config.station}, camera {config.camera}", faults))
     if inspector is not None:
-        checks.append(self_test(inspector))
+        checks += [self_test(inspector), _check_speed(inspector, config.deadline_ms)]
         inspector.close()
     try:
         open_camera().close()
@@ -95,6 +97,23 @@ def self_test(inspector: Inspector) -> Check:
     return Check(
         "self-test", str(result), (f"{result}: this machine does not score as the bundle says; train or copy it again",)
     )
+
+
+def _check_speed(inspector: Inspector, deadline_ms: float) -> Check:
+    """Can a verdict come by the deadline at all? The fastest of a few images, after the self-test warmed everything up."""
+    try:
+        image = inspector.bundle.golden().images[0]
+        times_ms = []
+        for _ in range(_TIMED):
+            begun = time.monotonic()
+            inspector.score(image)
+            times_ms.append(1000 * (time.monotonic() - begun))
+    except InspectionError as error:
+        return Check("speed", "not measured", (str(error),))
+    found = f"{min(times_ms):.1f} ms an image at best, deadline {deadline_ms:g} ms"
+    if min(times_ms) <= deadline_ms:
+        return Check("speed", found)
+    return Check("speed", found, (f"{found}: every part would be a FAULT; raise deadline_ms or use a faster machine",))
 
 
 def _check_journal(path: Path) -> Check:

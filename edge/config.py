@@ -89,7 +89,11 @@ def load_config(path: Path) -> StationConfig:
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise ConfigError([f"{path}{line}: not YAML ({problem}); correct it"]) from None
     if not isinstance(root, yaml.MappingNode):
-        raise ConfigError([f"{path}:1: expected keys such as 'station:' and 'bundle:', got {type(document).__name__}"])
+        raise ConfigError(
+            [
+                f"{path}:1: expected keys such as 'station:' and 'bundle:', got {'nothing' if document is None else type(document).__name__}"
+            ]
+        )
     faults = [f"{path}:{line}: key '{key}' appears twice; remove one" for key, line in doubled]
     try:
         config = StationConfig.model_validate(document)
@@ -117,6 +121,8 @@ def _fault(path: Path, root: yaml.MappingNode, item) -> str:  # type: ignore[no-
     name = ".".join(location) or "the file"
     if item["type"] == "extra_forbidden":
         return f"{path}:{line}: unknown key '{name}'; expected one of: {', '.join(_known(location))}"
+    if item["type"] == "union_tag_invalid":
+        return f"{path}:{line}: '{name}' is of kind {item['ctx']['tag']!r}, expected one of: {item['ctx']['expected_tags']}"
     if item["type"] == "missing":
         return f"{path}:{line}: key '{name}' is missing; add it"
     return f"{path}:{line}: '{name}' is {item['input']!r}; {item['msg'][0].lower()}{item['msg'][1:]}"

@@ -109,8 +109,14 @@ def _score(arguments: argparse.Namespace) -> int:
         raise EngineError(f"no images in {', '.join(map(str, arguments.images))}; expected PNG, JPEG, BMP, TIFF or WebP files")
     with _open(arguments) as inspector:
         low, high = _colour_range(inspector)
+        broken = 0
         for path in paths:
-            image = read_image(path)
+            try:
+                image = read_image(path)
+            except EngineError as error:
+                console.err.print(f"error: {error}", markup=False)
+                broken += 1
+                continue
             score = inspector.score(image)
             if not math.isfinite(score.value):
                 raise EngineError(f"{path}: score is {score.value}, expected a finite number; run `engines verify`")
@@ -125,7 +131,7 @@ def _score(arguments: argparse.Namespace) -> int:
                 # the folders' names tell images of one name apart; a root or a drive leaves no trace in them
                 name = "-".join(part for part in path.parts if part not in (path.anchor, "..")) + ".png"
                 write_file(arguments.heatmaps / name, encode_png(np.hstack([shown, picture])))
-    return console.DONE
+    return console.BAD_INPUT if broken > 0 else console.DONE
 
 
 def _colour_range(inspector: Inspector) -> tuple[float, float]:

@@ -151,7 +151,11 @@ def _fit(arguments: argparse.Namespace) -> int:
             f"provisional threshold {threshold.value:.6g} from {threshold.n} held-out normals"
             f" (false rejects {threshold.rate:.0%} or less); calibrate each station before use"
         )
-    console.say(f"export: {result.golden}")
+    golden = result.golden
+    console.say(
+        f"export: {len(golden.rows)} golden images, {golden.flips} decision flips, scores differ by"
+        f" {golden.max_difference:.1e} of the spread of normal scores at most"
+    )
     console.say(f"wrote {result.path} ({result.rows} rows, digest {result.digest[:12]})")
     return console.DONE
 

@@ -60,7 +60,7 @@ def contact_sheet(findings: Sequence[Finding], path: Path | str) -> None:
         write(_GAP_PX, _GAP_PX, "Nothing suspicious", 13, "#333333")
     for place, (group, count) in enumerate(zip(groups, shown, strict=True)):
         x, y = _GAP_PX + place % _COLUMNS * step_x, _GAP_PX + place // _COLUMNS * _LEGEND_PX
-        rest = f" (the worst {count} shown)" if count < len(group) else ""
+        rest = f", {count} shown" if count < len(group) else ""
         write(x, y, f"{group[0].problem}: {len(group)}{rest}", 13, _COLOURS[group[0].problem])
     for place, finding in enumerate(drawn):
         x, y = _GAP_PX + place % _COLUMNS * step_x, top + place // _COLUMNS * step_y

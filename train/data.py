@@ -60,7 +60,9 @@ class Dataset:
         counts = Counter(sample.kind for sample in self.test)
         kinds = ", ".join(f"{kind} {counts[kind]}" for kind in sorted(counts, key=lambda kind: (kind != "good", kind)))
         validation = f"; validation: good {len(self.validation)}" if self.validation else ""
-        return f"{self.root} ({self.layout}): train: good {len(self.train)}{validation}; test: {kinds or 'none'}"
+        below = len(list_images(self.root, recursive=True)) - len(list_images(self.root)) if self.layout == "plain" else 0
+        left_out = f"; {below} images in folders below it are left out" if below > 0 else ""
+        return f"{self.root} ({self.layout}): train: good {len(self.train)}{validation}; test: {kinds or 'none'}{left_out}"
 
 
 def open_dataset(root: Path | str, layout: str | None = None) -> Dataset:
@@ -72,7 +74,7 @@ def open_dataset(root: Path | str, layout: str | None = None) -> Dataset:
     """
     root = Path(root)
     if not root.is_dir():
-        raise TrainError(f"{root}: no such folder; {_EXPECTED}")
+        raise TrainError(f"{root}: {'a file, no folder' if root.exists() else 'no such folder'}; {_EXPECTED}")
     layout = layout or _detect(root)
     if layout not in LAYOUTS:
         raise TrainError(f"layout '{layout}', expected one of: {', '.join(LAYOUTS)}")

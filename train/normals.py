@@ -124,7 +124,7 @@ def open_normals(settings: Settings, console: Console, *, skip_unusable: bool = 
     console.say(f"data: {dataset.summary()}")
     if settings.few_shot is not None:
         dataset = few_shot(dataset, settings.few_shot, settings.seed)
-        console.say(f"few-shot: {len(dataset.train)} training images drawn with seed {settings.seed}")
+        console.say(f"few-shot: {len(dataset.train)} of {settings.few_shot} images asked for, drawn with seed {settings.seed}")
     network, weights = load_network(settings.weights, backbone, settings.seed, console)
     network.to(device)
     findings = _audit_pixels(dataset, console)

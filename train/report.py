@@ -126,6 +126,7 @@ def write_report(folder: Path | str, evaluation: Evaluation, bundle: Bundle, dat
     page = _template().render(
         mark=MARK,
         recipe=bundle.manifest.provenance.recipe,
+        untrained=bundle.manifest.provenance.weights == "none",
         written=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         tiles=_tiles(evaluation, good, threshold),
         metrics=[_METRICS[name] for name in metrics],
