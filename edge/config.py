@@ -89,11 +89,8 @@ def load_config(path: Path) -> StationConfig:
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise ConfigError([f"{path}{line}: not YAML ({problem}); correct it"]) from None
     if not isinstance(root, yaml.MappingNode):
-        raise ConfigError(
-            [
-                f"{path}:1: expected keys such as 'station:' and 'bundle:', got {'nothing' if document is None else type(document).__name__}"
-            ]
-        )
+        got = "nothing" if document is None else type(document).__name__
+        raise ConfigError([f"{path}:1: expected keys such as 'station:' and 'bundle:', got {got}"])
     faults = [f"{path}:{line}: key '{key}' appears twice; remove one" for key, line in doubled]
     try:
         config = StationConfig.model_validate(document)

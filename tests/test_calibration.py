@@ -102,10 +102,26 @@ def test_a_score_that_is_not_finite_is_refused_with_its_file(
         fit_calibration(inspector, good, station="s", camera="c", rate=0.2, who="w")
 
 
-def test_a_damaged_image_ends_it(inspector: Inspector, good: list[Path]) -> None:
-    good[4].write_bytes(good[4].read_bytes()[:-20])
-    with pytest.raises(EngineError, match=r"5\.png"):
+def test_damaged_images_are_all_named(inspector: Inspector, good: list[Path]) -> None:
+    for index in (1, 4):
+        good[index].write_bytes(good[index].read_bytes()[:-20])
+    with pytest.raises(CalibrationError, match=rf"cannot be read:\n  {good[1]}: .*\n  {good[4]}: "):
         fit_calibration(inspector, good, station="s", camera="c", rate=0.2, who="w")
+
+
+def test_every_score_is_handed_out(inspector: Inspector, good: list[Path]) -> None:
+    scores: dict[str, float] = {}
+    calibration = fit_calibration(
+        inspector,
+        good,
+        station="s",
+        camera="c",
+        rate=0.2,
+        who="w",
+        scored=lambda path, score: scores.update({path.name: score}),
+    )
+    assert sorted(scores) == sorted(path.name for path in good)
+    assert calibration.threshold in scores.values()
 
 
 def fit(tmp_path: Path, *more: str, out: str = "line-1.json", rate: str = "0.2") -> int:
@@ -181,3 +197,16 @@ def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
             main(argv)
         assert stop.value.code == 2
     capsys.readouterr()
+
+
+@pytest.mark.usefixtures("good")
+@pytest.mark.parametrize(("spread", "warned"), [(0.001, True), (10.0, False)])
+def test_a_threshold_far_above_the_provisional_one_is_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], spread: float, warned: bool
+) -> None:
+    write_tiny_bundle(tmp_path / "bundle", threshold=0.001, spread=spread)
+    assert fit(tmp_path) == 0
+    read = capsys.readouterr()
+    assert "highest scores: " in read.out
+    assert "is each of these really a good part?" in read.out
+    assert ("far above the bundle's provisional 0.001" in read.err) == warned

@@ -66,7 +66,7 @@ def test_a_good_station_has_no_faults_and_nothing_is_written(config: Path) -> No
     before = sorted(config.parent.rglob("*"))
     checks = looked_at(config)
     assert {name: check.faults for name, check in checks.items()} == dict.fromkeys(
-        ("bundle", "calibration", "calibration fits", "self-test", "source", "journal"), ()
+        ("bundle", "calibration", "calibration fits", "self-test", "speed", "source", "journal"), ()
     )
     assert sorted(config.parent.rglob("*")) == before
 
@@ -93,7 +93,7 @@ def test_the_door_lists_them_and_exits_with_1(config: Path, capsys: pytest.Captu
     assert "FAULT  bundle" in said
     assert "FAULT  calibration" in said
     assert "ok     source" in said
-    assert said.splitlines()[-1] == "line-1: 2 faults, would not start"
+    assert said.splitlines()[-1] == "line-1: would not start, faults: 2"
 
 
 def test_the_door_says_ready_and_exits_with_0(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -231,3 +231,10 @@ def test_the_camera_that_was_opened_is_closed(config: Path) -> None:
     loaded: StationConfig = load_config(config)
     check_station(loaded, lambda: Watched(config.parent / "parts", FakeClock()))
     assert closed == [True]
+
+
+def test_a_deadline_that_no_verdict_can_meet_is_a_fault(config: Path) -> None:
+    text = config.read_text()
+    config.write_text("".join(line for line in text.splitlines(True) if "deadline_ms" not in line) + "deadline_ms: 0.000001\n")
+    (fault,) = looked_at(config)["speed"].faults
+    assert "deadline 1e-06 ms: every part would be a FAULT" in fault

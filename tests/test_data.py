@@ -148,7 +148,7 @@ def test_empty_wrong_and_missing_folders_show_what_was_expected(tmp_path: Path) 
         open_dataset(tmp_path)
     with pytest.raises(TrainError, match="no such folder; expected one of"):
         open_dataset(tmp_path / "gone")
-    with pytest.raises(TrainError, match="no such folder; expected one of"):
+    with pytest.raises(TrainError, match="a file, no folder; expected one of"):
         open_dataset(tmp_path / "list.csv")
 
 
@@ -179,3 +179,10 @@ def test_few_shot_draws_by_seed_in_the_folders_order(ten: Dataset) -> None:
 def test_few_shot_needs_an_image(ten: Dataset, count: int) -> None:
     with pytest.raises(TrainError, match=f"{count} training images, expected 1 or more"):
         few_shot(ten, count, seed=0)
+
+
+def test_images_in_folders_below_a_plain_one_are_said_to_be_left_out(tmp_path: Path) -> None:
+    put(tmp_path, "a.png", "monday/b.png", "tuesday/c.png")
+    dataset = open_dataset(tmp_path)
+    assert [sample.path.name for sample in dataset.train] == ["a.png"]
+    assert dataset.summary().endswith("test: none; 2 images in folders below it are left out")

@@ -279,7 +279,7 @@ def test_exact_copies_are_left_out(few: Path, tmp_path: Path) -> None:
 def test_few_shot_trains_on_so_many(product: Path, tmp_path: Path) -> None:
     _, bundle, talk = run(product, tmp_path / "bundle", few_shot=2)
     assert len(bundle.manifest.provenance.images) == 2
-    assert "few-shot: 2 training images drawn with seed 0" in talk.said
+    assert "few-shot: 2 of 2 images asked for, drawn with seed 0" in talk.said
 
 
 def test_validation_normals_of_the_layout_are_what_is_held_out(tmp_path: Path) -> None:
@@ -371,7 +371,7 @@ def test_a_mask_that_ignores_everything_is_refused(few: Path, tmp_path: Path) ->
 def test_images_of_different_sizes_work_only_without_a_region(few: Path, tmp_path: Path) -> None:
     larger, _ = draw_part(np.random.default_rng(9), 80)
     (few / "odd.png").write_bytes(encode_png(larger))
-    with pytest.raises(EngineError, match=r"odd\.png: frame is 80 x 80 pixels, expected 64 x 64"):
+    with pytest.raises(TrainError, match=r"1 images cannot be used; replace or remove them:\n  .*odd\.png: 80 x 80"):
         run(few, tmp_path / "bundle", roi=Roi(0, 0, 64, 64))
     _, bundle, _ = run(few, tmp_path / "bundle")
     assert bundle.manifest.input.frame_size is None
@@ -530,7 +530,7 @@ def test_an_old_bundle_stays_on_ctrl_c(fitted: Fitted, few: Path, tmp_path: Path
 def test_copies_and_unreadable_files_are_counted_once_in_an_audit(few: Path) -> None:
     (few / "copy.png").write_bytes((few / "00.png").read_bytes())
     (few / "broken.png").write_bytes(b"no image")
-    normals = open_normals(settings_for(few), Talk().console, skip_unreadable=True)
+    normals = open_normals(settings_for(few), Talk().console, skip_unusable=True)
     assert len(normals.samples) == 5
     assert sorted(finding.problem for finding in normals.findings) == ["duplicate", "unreadable"]
     assert summarise(normals.findings, 7).startswith("audit: 1 unreadable, 1 duplicate in 7 images")

@@ -104,7 +104,7 @@ def test_fit_makes_a_bundle_and_says_where(data: Path, tmp_path: Path, capsys: p
     read = capsys.readouterr()
     bundle = load_bundle(out)
     assert f"wrote {out} ({len(bundle.bank.rows)} rows, digest {bundle.digest[:12]})" in read.out
-    assert "export: 9 golden images: 0 decision flips" in read.out
+    assert "export: 9 golden images, 0 decision flips" in read.out
     assert "untrained resnet18" in read.err
     manifest = bundle.manifest
     assert (manifest.method.alpha, manifest.method.k, manifest.method.metric) == (0.0, 4, "euclidean")
