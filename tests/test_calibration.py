@@ -15,7 +15,6 @@ from calibration import CalibrationError
 from calibration.__main__ import main
 from calibration.fit import fit_calibration
 from calibration.record import load_calibration
-from engines import EngineError
 from engines.bundle import load_bundle
 from engines.inspector import Inspector, Score
 from tests.fakes import flat, textured, write_pictures, write_tiny_bundle
