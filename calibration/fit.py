@@ -40,9 +40,8 @@ def fit_calibration(
         scored: called with each image and its score.
 
     Raises:
-        CalibrationError: too few images for the rate, images that cannot be read (all are named), images that are in
+        CalibrationError: too few images for the rate, images that cannot be read or scored (all are named), images that are in
             the bank (their distance is 0), the same picture twice, or a score that is not finite.
-        EngineError: an image that cannot be scored.
     """
     check_enough(len(paths), rate)
     in_bank = inspector.bundle.in_bank()
@@ -63,7 +62,11 @@ def fit_calibration(
         if digest in seen:
             raise CalibrationError(f"{path}: the same picture as {seen[digest]}; each part may count once, remove one")
         seen[digest] = path
-        scores[number] = inspector.score(image).value
+        try:
+            scores[number] = inspector.score(image).value
+        except EngineError as error:
+            broken.append(f"{path}: {error}")
+            continue
         if not np.isfinite(scores[number]):
             raise CalibrationError(f"{path}: score is {scores[number]}, expected a finite number; check the backend")
         if scored is not None:
@@ -71,7 +74,7 @@ def fit_calibration(
         if progress is not None:
             progress(number + 1, len(paths))
     if broken:
-        raise CalibrationError("replace or remove images that cannot be read:\n  " + "\n  ".join(broken))
+        raise CalibrationError("replace or remove images that cannot be used:\n  " + "\n  ".join(broken))
     bundle, extractor = inspector.bundle, inspector.extractor
     return Calibration(
         station=station,

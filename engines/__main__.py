@@ -113,11 +113,12 @@ def _score(arguments: argparse.Namespace) -> int:
         for path in paths:
             try:
                 image = read_image(path)
+                score = inspector.score(image)
             except EngineError as error:
-                console.err.print(f"error: {error}", markup=False)
+                named = str(error) if str(error).startswith(f"{path}: ") else f"{path}: {error}"
+                console.err.print(f"error: {named}", markup=False)
                 broken += 1
                 continue
-            score = inspector.score(image)
             if not math.isfinite(score.value):
                 raise EngineError(f"{path}: score is {score.value}, expected a finite number; run `engines verify`")
             if arguments.json:

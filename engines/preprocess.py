@@ -60,8 +60,8 @@ class Preprocessor:
             size: network input (height, width), each a multiple of 16.
             roi: judged rectangle in source pixels; None judges the whole frame.
             mask: bool (H, W) over the whole frame, True = ignored.
-            frame_size: (height, width) that every frame must have; needed with `roi` or `mask`, whose pixel
-                coordinates mean nothing on another size.
+            frame_size: (height, width) that every frame must have; None takes any. Needed with `roi` or `mask`,
+                whose pixel coordinates mean nothing on another size.
 
         Raises:
             EngineError: sizes, region and mask that do not fit each other.
@@ -114,7 +114,7 @@ class Preprocessor:
         if self._frame_size is not None and image.shape[:2] != tuple(self._frame_size):
             raise EngineError(
                 f"frame is {image.shape[1]} x {image.shape[0]} pixels, expected {self._frame_size[1]} x {self._frame_size[0]}"
-                " as in training (the region or mask is tied to it); set the camera to that size or train again"
+                " as in training; set the camera to that size, or train again with images of this one"
             )
         if min(image.shape[:2]) < MIN_SIDE_PX:
             raise EngineError(f"image is {image.shape[1]} x {image.shape[0]} pixels, expected at least {MIN_SIDE_PX} a side")

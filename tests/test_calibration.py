@@ -16,6 +16,7 @@ from calibration.__main__ import main
 from calibration.fit import fit_calibration
 from calibration.record import load_calibration
 from engines.bundle import load_bundle
+from engines.images import encode_png
 from engines.inspector import Inspector, Score
 from tests.fakes import flat, textured, write_pictures, write_tiny_bundle
 
@@ -104,7 +105,7 @@ def test_a_score_that_is_not_finite_is_refused_with_its_file(
 def test_damaged_images_are_all_named(inspector: Inspector, good: list[Path]) -> None:
     for index in (1, 4):
         good[index].write_bytes(good[index].read_bytes()[:-20])
-    with pytest.raises(CalibrationError, match=rf"cannot be read:\n  {good[1]}: .*\n  {good[4]}: "):
+    with pytest.raises(CalibrationError, match=rf"cannot be used:\n  {good[1]}: .*\n  {good[4]}: "):
         fit_calibration(inspector, good, station="s", camera="c", rate=0.2, who="w")
 
 
@@ -209,3 +210,13 @@ def test_a_threshold_far_above_the_provisional_one_is_warned_of(
     assert "highest scores: " in read.out
     assert "is each of these really a good part?" in read.out
     assert ("far above the bundle's provisional 0.001" in read.err) == warned
+
+
+def test_a_picture_of_another_size_is_named(tmp_path: Path, good: list[Path]) -> None:
+    write_tiny_bundle(tmp_path / "sized", frame_size=(64, 64))
+    good[2].write_bytes(encode_png(flat(120, (64, 80))))
+    with (
+        Inspector(load_bundle(tmp_path / "sized")) as sized,
+        pytest.raises(CalibrationError, match=rf"{good[2]}: frame is 80 x 64"),
+    ):
+        fit_calibration(sized, good, station="s", camera="c", rate=0.2, who="w")

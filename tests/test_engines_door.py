@@ -107,3 +107,18 @@ def test_bench_names_every_stage(bundle: Path, tmp_path: Path, capsys: pytest.Ca
     figures = json.loads((tmp_path / "f.json").read_text())
     assert figures["stages_ms"]["total"]["p50"] > 0
     assert figures["repeats"] == 5
+
+
+def test_score_names_what_it_cannot_score_goes_on_and_ends_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tiny_bundle(tmp_path / "sized", frame_size=(64, 64))
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    (parts / "1.png").write_bytes(b"text")
+    (parts / "2.png").write_bytes(encode_png(flat(128, (64, 80))))
+    (parts / "3.png").write_bytes(encode_png(flat(128)))
+    assert main(["score", "--bundle", str(tmp_path / "sized"), str(parts)]) == 2
+    read = capsys.readouterr()
+    assert [line.split()[-1] for line in read.out.splitlines()] == [str(parts / "3.png")]
+    first, second = read.err.splitlines()
+    assert first.startswith(f"error: {parts / '1.png'}: not an image")
+    assert second.startswith(f"error: {parts / '2.png'}: frame is 80 x 64 pixels, expected 64 x 64")

@@ -151,11 +151,12 @@ def test_samples_give_their_judged_patches_image_by_image(network: FeatureNet, t
     judged = np.ones((4, 6), bool)
     judged[0, :2] = False
     steps: list[tuple[int, int]] = []
-    features, digests = embed_samples(
+    features, digests, sizes = embed_samples(
         network, preprocessor, samples, judged, CPU, lambda done, total: steps.append((done, total))
     )
     assert features.shape == (9 * 22, 512)
     assert digests == tuple(pixel_digest(read_image(sample.path)) for sample in samples)
+    assert sizes == {samples[0].image().shape[:2]}
     assert steps == [(8, 9), (9, 9)]
     for number in (0, 8):
         whole = embed(network, preprocessor(samples[number].image()), CPU)

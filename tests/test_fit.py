@@ -377,6 +377,17 @@ def test_images_of_different_sizes_work_only_without_a_region(few: Path, tmp_pat
     assert bundle.manifest.input.frame_size is None
 
 
+def test_a_frame_of_another_size_than_all_training_images_is_refused(few: Path, tmp_path: Path) -> None:
+    _, bundle, _ = run(few, tmp_path / "bundle")
+    assert bundle.manifest.input.frame_size == (SIDE_PX, SIDE_PX)
+    squeezed, _ = draw_part(np.random.default_rng(9), 80)
+    with (
+        Inspector(bundle) as inspector,
+        pytest.raises(EngineError, match="frame is 80 x 80 pixels, expected 64 x 64 as in training"),
+    ):
+        inspector.score(squeezed)
+
+
 def test_millimetres_are_said_and_stored(few: Path, tmp_path: Path) -> None:
     _, bundle, talk = run(few, tmp_path / "bundle", mm_per_pixel=0.05)
     assert bundle.manifest.input.mm_per_pixel == 0.05
@@ -442,8 +453,8 @@ def test_a_folder_that_is_no_bundle_is_not_replaced(few: Path, tmp_path: Path) -
 
 
 def test_embeddings_that_are_not_finite_are_refused(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*arguments: Any) -> tuple[np.ndarray, tuple[str, ...]]:
-        return np.full((5 * 64, 512), np.nan, np.float32), ("",) * 5
+    def broken(*arguments: Any) -> tuple[np.ndarray, tuple[str, ...], frozenset[tuple[int, int]]]:
+        return np.full((5 * 64, 512), np.nan, np.float32), ("",) * 5, frozenset({(64, 64)})
 
     monkeypatch.setattr("train.normals.embed_samples", broken)
     with pytest.raises(TrainError, match="embeddings that are not finite; the weights do not suit these images"):

@@ -85,7 +85,7 @@ def embed_samples(
     judged: npt.NDArray[np.bool_],
     device: torch.device,
     progress: Progress | None = None,
-) -> tuple[npt.NDArray[np.float32], tuple[str, ...]]:
+) -> tuple[npt.NDArray[np.float32], tuple[str, ...], frozenset[tuple[int, int]]]:
     """Embed the judged patches of images, batch by batch.
 
     Args:
@@ -97,7 +97,8 @@ def embed_samples(
         progress: called with (images done, images in all).
 
     Returns:
-        float32 (images * judged patches, D), image by image, and each image's pixel digest.
+        float32 (images * judged patches, D), image by image; each image's pixel digest; and the sizes (height, width)
+        in pixels that the images have.
 
     Raises:
         EngineError: an image that cannot be read or does not fit.
@@ -105,15 +106,17 @@ def embed_samples(
     per_image = int(judged.sum())
     features = np.empty((len(samples) * per_image, network.dim), np.float32)
     digests: list[str] = []
+    sizes: set[tuple[int, int]] = set()
     for start in range(0, len(samples), _BATCH):
         batch = samples[start : start + _BATCH]
-        tensors, of_batch = zip(*(_prepare(preprocessor, sample) for sample in batch), strict=True)
+        tensors, of_batch, sizes_of_batch = zip(*(_prepare(preprocessor, sample) for sample in batch), strict=True)
         digests += of_batch
+        sizes.update(sizes_of_batch)
         embedded = embed(network, np.concatenate(tensors), device).reshape(len(batch), -1, network.dim)
         features[start * per_image : (start + len(batch)) * per_image] = embedded[:, judged.ravel()].reshape(-1, network.dim)
         if progress is not None:
             progress(start + len(batch), len(samples))
-    return features, tuple(digests)
+    return features, tuple(digests), frozenset(sizes)
 
 
 @torch.inference_mode()
@@ -125,10 +128,10 @@ def embed(network: FeatureNet, tensors: npt.NDArray[np.float32], device: torch.d
         return np.asarray(network(batch).cpu().numpy())
 
 
-def _prepare(preprocessor: Preprocessor, sample: Sample) -> tuple[npt.NDArray[np.float32], str]:
+def _prepare(preprocessor: Preprocessor, sample: Sample) -> tuple[npt.NDArray[np.float32], str, tuple[int, int]]:
     image = sample.image()
     try:
-        return preprocessor(image), pixel_digest(image)
+        return preprocessor(image), pixel_digest(image), (image.shape[0], image.shape[1])
     except EngineError as error:
         raise EngineError(f"{sample.path}: {error}") from None
 

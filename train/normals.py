@@ -139,7 +139,11 @@ def open_normals(settings: Settings, console: Console, *, skip_unusable: bool = 
     judged = preprocessor.judged_patches(grid_of(preprocessor.size))
     _check_memory(len(samples) * int(judged.sum()), network.dim)
     with console.progress("embedding") as advance:
-        features, digests = embed_samples(network, preprocessor, samples, judged, device, advance)
+        features, digests, sizes = embed_samples(network, preprocessor, samples, judged, device, advance)
+    if len(sizes) == 1:
+        # where training saw one size, another at the station means another camera mode: squeezed, cropped or scaled
+        spec = spec.model_copy(update={"frame_size": next(iter(sizes))})
+        preprocessor = make_preprocessor(spec, mask)
     if not np.isfinite(features).all():
         raise TrainError("the network gave embeddings that are not finite; the weights do not suit these images")
     return Normals(
