@@ -7,7 +7,7 @@ import os
 __version__ = "0.1.0"
 
 # OpenBLAS's idle threads spin for tens of milliseconds after each product unless told otherwise, and take the cores from
-# the network that comes next: a third of an image's time. It reads this once, when NumPy is first imported.
+# the network that comes next. It reads this once, when NumPy is first imported.
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "10")
 
 
