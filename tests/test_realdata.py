@@ -48,19 +48,18 @@ def test_the_bundle_verifies_and_has_a_threshold(product: tuple[Inspector, Path]
 
 @pytest.mark.realdata
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
-def test_every_defective_part_scores_above_every_good_one(product: tuple[Inspector, Path], alpha: float) -> None:
+def test_every_defective_part_scores_above_every_good_one(
+    product: tuple[Inspector, Path], alpha: float, request: pytest.FixtureRequest
+) -> None:
     inspector, data = product
     bundle = inspector.bundle
+    if data.name == "transistor" and alpha > 0 and bundle.manifest.provenance.coreset < 1:
+        reason = "known shortfall: on a small coreset the density takes off too much, and a cut lead falls below a good part"
+        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
     method = bundle.manifest.method.model_copy(update={"alpha": alpha})
     scorer = Scorer(method, inspector.preprocessor, bundle.bank, inspector.extractor)
     scores = [(sample.good, scorer.score(sample.image()).value) for sample in open_dataset(data).test]
     good = [value for is_good, value in scores if is_good]
     bad = [value for is_good, value in scores if not is_good]
     assert (len(good), len(bad)) == (2, 8)
-    if data.name == "transistor" and alpha > 0 and bundle.manifest.provenance.coreset < 1:
-        # what is known and stated in the README: on a small coreset the full set's density takes off too much, and a
-        # cut lead falls below a good part; most pairs rank right all the same
-        right = sum(one > other for one in bad for other in good)
-        assert right >= 12, f"good {good}, bad {bad}"
-    else:
-        assert min(bad) > max(good), f"good {good}, bad {bad}"
+    assert min(bad) > max(good), f"good {good}, bad {bad}"
