@@ -23,7 +23,7 @@ from engines.bundle import load_bundle
 from train.data import Dataset, open_dataset
 from train.evaluate import evaluate
 from train.fit import fit
-from train.normals import Console, Settings
+from train.product import Console, Settings
 
 _METRICS = ("image_auroc", "best_f1", "pixel_auroc", "aupro")
 

@@ -22,9 +22,8 @@ from engines.bundle import load_bundle
 from engines.images import list_images
 from train import TrainError
 from train.__main__ import main as train_door
-from train.backbones import backbone_spec
 from train.data import open_dataset
-from train.weights import find_weights
+from train.weights import DRAWN
 
 _FALSE_REJECT = 0.01
 
@@ -47,8 +46,8 @@ def _demo(arguments: argparse.Namespace) -> int:
     if arguments.data is None and not (data / "train").is_dir():
         _step("train", train_door, ["sample", "--out", data])
     good, parts = _station_images(data, out)
-    weights = _weights(arguments.weights)
-    _step("train", train_door, ["fit", "--data", data, "--out", bundle, *(["--weights", weights] if weights else [])])
+    weights = ["--weights", arguments.weights] if arguments.weights is not None else []
+    _step("train", train_door, ["fit", "--data", data, "--out", bundle, *weights])
     _step("engines", engines_door, ["verify", "--bundle", bundle])
     rate = _affordable_rate(len(list_images(good)))
     _step(
@@ -65,8 +64,8 @@ def _demo(arguments: argparse.Namespace) -> int:
     )
     _step("engines", engines_door, ["bench", "--bundle", bundle])
     console.say(f"\nbundle       {bundle}\ncalibration  {record}\njournal      {out / 'journal.jsonl'}")
-    if load_bundle(bundle).manifest.provenance.weights == "none":
-        console.warn("the network is untrained: what you saw is the chain at work, not what it reaches; try WEIGHTS=FILE")
+    if load_bundle(bundle).manifest.provenance.weights == DRAWN:
+        console.warn("the network has learnt from drawn images alone: with ImageNet weights it sees more; try WEIGHTS=FILE")
     console.say(f"figures      {out / 'figures.json'}\nreport       {report / 'index.html'}")
     return console.DONE
 
@@ -80,20 +79,6 @@ def _step(door: str, run: Callable[[Sequence[str]], int], words: Sequence[object
         raise KeyboardInterrupt
     if code != console.DONE:
         raise InspectionError(f"`{door} {argv[0]}` ended with {code}; its own message stands above")
-
-
-def _weights(asked: str | None) -> str | None:
-    """The weights to ask `fit` for: none at all only where nothing can be had, and that is said."""
-    if asked is not None:
-        return asked
-    try:
-        with console.progress("ImageNet weights") as advance:
-            find_weights(None, backbone_spec("resnet18"), advance)
-    except InspectionError as error:
-        console.warn(str(error))
-        console.warn("this demo goes on with an untrained network; expect weak figures")
-        return "none"
-    return None
 
 
 def _station_images(data: Path, out: Path) -> tuple[Path, Path]:

@@ -20,7 +20,7 @@ from engines.bench import bench, machine
 from engines.bundle import load_bundle
 from engines.inspector import Inspector
 from train.fit import fit
-from train.normals import Console, Settings
+from train.product import Console, Settings
 from train.sample import write_sample
 
 _LATENCY_ROWS, _MEMORY_ROWS = 2048, 6000

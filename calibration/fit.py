@@ -40,11 +40,11 @@ def fit_calibration(
         scored: called with each image and its score.
 
     Raises:
-        CalibrationError: too few images for the rate, images that cannot be read or scored (all are named), images that are in
-            the bank (their distance is 0), the same picture twice, or a score that is not finite.
+        CalibrationError: too few images for the rate, images that cannot be read or scored (all are named), images that the
+            bundle was made with, the same picture twice, or a score that is not finite.
     """
     check_enough(len(paths), rate)
-    in_bank = inspector.bundle.in_bank()
+    learnt_from = inspector.bundle.learnt_from()
     seen: dict[str, Path] = {}
     scores = np.empty(len(paths))
     broken: list[str] = []
@@ -55,9 +55,9 @@ def fit_calibration(
             broken.append(str(error))
             continue
         digest = pixel_digest(image)
-        if digest in in_bank:
+        if digest in learnt_from:
             raise CalibrationError(
-                f"{path}: this picture is in the bundle's bank, so its score says nothing; calibrate on other good images"
+                f"{path}: the bundle was made with this picture, so its score says nothing; calibrate on other good images"
             )
         if digest in seen:
             raise CalibrationError(f"{path}: the same picture as {seen[digest]}; each part may count once, remove one")

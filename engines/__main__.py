@@ -15,7 +15,7 @@ import numpy as np
 from engines import EngineError, console
 from engines.atomic import write_file
 from engines.bench import bench
-from engines.bundle import Bundle, load_bundle
+from engines.bundle import Adaptation, Bundle, load_bundle
 from engines.extractors import backends
 from engines.images import encode_png, list_images, read_image
 from engines.inspector import Inspector, anomaly_map, overlay
@@ -78,6 +78,7 @@ def _info_rows(bundle: Bundle) -> list[tuple[str, str]]:
         ("mask", "no" if bundle.mask is None else f"{bundle.mask.mean():.1%} of the frame ignored"),
         ("mm per pixel", "not told" if spec.mm_per_pixel is None else f"{spec.mm_per_pixel:g}"),
         ("backbone, weights", f"{method.backbone}, {made.weights}"),
+        *_adaptation_rows(made.adaptation),
         ("bank", f"{len(bundle.bank.rows)} rows x {method.dim} of {made.patches} patches"),
         ("LDKNN", f"K {method.k}, alpha {method.alpha:g}, {method.metric}, {method.pooling} pooling"),
         ("images", f"{uses.count('bank')} in the bank, {uses.count('held-out')} held out"),
@@ -87,6 +88,15 @@ def _info_rows(bundle: Bundle) -> list[tuple[str, str]]:
         ),
         ("spread of normal scores", f"{manifest.golden.spread:.6g}"),
         ("golden images", f"{manifest.golden.images}, export differs by {manifest.golden.max_difference:.1e} of the spread"),
+    ]
+
+
+def _adaptation_rows(record: Adaptation | None) -> list[tuple[str, str]]:
+    if record is None:
+        return [("adaptation", "none")]
+    return [
+        ("adaptation", f"preset {record.preset}, maker {record.maker}, {record.seconds / 60:.1f} min"),
+        ("right answers", f"{record.right:.0%} of {sum(map(sum, record.confusion))} on {record.confusion_on} images"),
     ]
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from engines import EngineError
 from engines.atomic import new_folder
@@ -83,8 +83,61 @@ class ImageRecord(Record):
     use: Literal["bank", "held-out"]
 
 
+class Adaptation(Record):
+    """How a backbone was adapted to the product on synthetic defects.
+
+    Attributes:
+        weights, weights_sha256: that it began from; `none` and None for an untrained network.
+        preset, updates, images_per_update, images_per_pass, window_px, learning_rate, seed: of the schedule; batch norm
+            saw one pass at a time.
+        maker, classes, saliency: of the synthetic defects; the first class is the good image.
+        tail: `loaded` with the weights, or `random`: then it trained with the head from the first update.
+        device, precision, seconds: where and how long.
+        loss, accuracy: mean loss and share of right answers of every update.
+        confusion: rows true classes, columns answers, on images that were held out of training or, where none were,
+            on those of training.
+        images: pixel digests of the good images that it learnt from.
+    """
+
+    weights: str
+    weights_sha256: str | None
+    preset: str
+    updates: int
+    images_per_update: int
+    images_per_pass: int
+    window_px: int | None
+    learning_rate: float
+    seed: int
+    maker: str
+    classes: tuple[str, ...]
+    saliency: str
+    tail: Literal["loaded", "random"]
+    device: str
+    precision: str
+    seconds: float
+    loss: tuple[float, ...]
+    accuracy: tuple[float, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    confusion_on: Literal["held-out", "training"]
+    images: tuple[str, ...]
+
+    @property
+    def right(self) -> float:
+        """Share of right answers in the confusion matrix, 0 to 1."""
+        return sum(row[number] for number, row in enumerate(self.confusion)) / sum(map(sum, self.confusion))
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Adaptation:
+        count = len(self.classes)
+        if len(self.confusion) != count or any(len(row) != count or sum(row) < 1 for row in self.confusion):
+            raise ValueError(f"the confusion matrix does not have {count} rows of {count} counts, one answer or more in each")
+        if not len(self.loss) == len(self.accuracy) == self.updates:
+            raise ValueError(f"{len(self.loss)} losses and {len(self.accuracy)} accuracies for {self.updates} updates")
+        return self
+
+
 class Provenance(Record):
-    """Where a bundle comes from, for the auditor who asks months later."""
+    """Where a bundle comes from, for the auditor who asks months later; `weights` are those that embed."""
 
     created: str
     recipe: str
@@ -96,6 +149,7 @@ class Provenance(Record):
     patches: int
     images: tuple[ImageRecord, ...]
     versions: dict[str, str]
+    adaptation: Adaptation | None = None
 
 
 class FileEntry(Record):
@@ -163,9 +217,11 @@ class Bundle:
         """The preprocess function that this product was trained with."""
         return make_preprocessor(self.manifest.input, self.mask)
 
-    def in_bank(self) -> frozenset[str]:
-        """Pixel digests of the images whose patches are in the bank: never calibrate on these."""
-        return frozenset(image.pixels for image in self.manifest.provenance.images if image.use == "bank")
+    def learnt_from(self) -> frozenset[str]:
+        """Pixel digests of the images in the bank and of those that the backbone was adapted on: never calibrate on these."""
+        made = self.manifest.provenance
+        adapted_on = made.adaptation.images if made.adaptation is not None else ()
+        return frozenset(image.pixels for image in made.images if image.use == "bank") | frozenset(adapted_on)
 
 
 def make_preprocessor(spec: Input, mask: npt.NDArray[np.bool_] | None) -> Preprocessor:

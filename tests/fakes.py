@@ -21,6 +21,7 @@ from calibration.record import Calibration, save_calibration
 from edge.verdict import Arrival, Frame, Missing, Verdict
 from engines import EngineError
 from engines.bundle import (
+    Adaptation,
     Bank,
     Golden,
     GoldenCheck,
@@ -152,6 +153,7 @@ def write_tiny_bundle(
     normals: tuple[Image, ...] = (),
     golden: tuple[Image, ...] = (),
     spread: float = 0.1,
+    adaptation: Adaptation | None = None,
 ) -> str:
     """Write a bundle of the tiny network and return its digest.
 
@@ -169,6 +171,7 @@ def write_tiny_bundle(
         normals: images recorded in the provenance as being in the bank.
         golden: golden images; a flat one of grey 128 unless given. Their scores are computed by `FakeExtractor`.
         spread: standard deviation of normal scores that the manifest states.
+        adaptation: how the backbone was adapted, as the provenance has it.
     """
     if frame_size is None and mask is not None:
         frame_size = (mask.shape[0], mask.shape[1])
@@ -185,7 +188,7 @@ def write_tiny_bundle(
         method=method,
         threshold=None if threshold is None else ProvisionalThreshold(value=threshold, n=50, rate=0.01),
         golden_check=GoldenCheck(images=len(pictures), spread=spread, max_difference=0.0, flips=0),
-        provenance=tiny_provenance(normals),
+        provenance=tiny_provenance(normals, adaptation),
         features=feature_graph(size),
         bank=bank,
         mask=mask,
@@ -208,7 +211,7 @@ def tiny_bank(rows: Floats, density: Floats | None = None) -> Bank:
     )
 
 
-def tiny_provenance(normals: tuple[Image, ...] = ()) -> Provenance:
+def tiny_provenance(normals: tuple[Image, ...] = (), adaptation: Adaptation | None = None) -> Provenance:
     """Where the tiny bundle says that it comes from; `normals` are its bank images."""
     images = tuple(
         ImageRecord(name=f"normal-{index}.png", pixels=pixel_digest(image), use="bank") for index, image in enumerate(normals)
@@ -224,6 +227,34 @@ def tiny_provenance(normals: tuple[Image, ...] = ()) -> Provenance:
         patches=64,
         images=images,
         versions={"numpy": "2"},
+        adaptation=adaptation,
+    )
+
+
+def tiny_adaptation() -> Adaptation:
+    """An adaptation of three updates that is right on 17 of 20 held-out images: on 9 of 10 good ones, 8 of 10 others."""
+    return Adaptation(
+        weights="resnet18.pth",
+        weights_sha256="ab" * 32,
+        preset="quick",
+        updates=3,
+        images_per_update=24,
+        images_per_pass=12,
+        window_px=32,
+        learning_rate=0.03,
+        seed=0,
+        maker="cutpaste",
+        classes=("good", "rectangle"),
+        saliency="the part fills the images",
+        tail="loaded",
+        device="cpu",
+        precision="float32",
+        seconds=90.0,
+        loss=(0.75, 0.5, 0.25),
+        accuracy=(0.5, 0.75, 1.0),
+        confusion=((9, 1), (2, 8)),
+        confusion_on="held-out",
+        images=("cd" * 32,),
     )
 
 

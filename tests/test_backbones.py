@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from train import TrainError
-from train.backbones import BACKBONES, backbone_spec, build
+from train.backbones import BACKBONES, backbone_spec, build, build_tail
 from train.weights import find_weights
 
 
@@ -75,6 +75,26 @@ VGG11_BN: dict[str, tuple[int, ...]] = {
     **batch_norm("features.19", 512),
     "features.22.weight": (512, 512, 3, 3),
     "features.22.bias": (512,),
+}
+
+# what follows the last tap, less the classifier
+RESNET18_TAIL: dict[str, tuple[int, ...]] = {
+    "layer4.0.conv1.weight": (512, 256, 3, 3),
+    **batch_norm("layer4.0.bn1", 512),
+    "layer4.0.conv2.weight": (512, 512, 3, 3),
+    **batch_norm("layer4.0.bn2", 512),
+    "layer4.0.downsample.0.weight": (512, 256, 1, 1),
+    **batch_norm("layer4.0.downsample.1", 512),
+    "layer4.1.conv1.weight": (512, 512, 3, 3),
+    **batch_norm("layer4.1.bn1", 512),
+    "layer4.1.conv2.weight": (512, 512, 3, 3),
+    **batch_norm("layer4.1.bn2", 512),
+}
+VGG11_BN_TAIL: dict[str, tuple[int, ...]] = {
+    **batch_norm("features.23", 512),
+    "features.25.weight": (512, 512, 3, 3),
+    "features.25.bias": (512,),
+    **batch_norm("features.26", 512),
 }
 
 # a few of each wide net's; its blocks are counted below
@@ -267,6 +287,106 @@ def test_untrained_weights_come_of_the_seed_and_leave_the_global_generator_alone
     assert not torch.equal(first["conv1.weight"], other["conv1.weight"])
     # He initialisation, fan out: variance 2 / (64 * 3 * 3)
     assert float(first["layer1.0.conv1.weight"].std()) == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.03)
+
+
+# ---- what follows the taps
+
+
+def tail_on_paper(name: str) -> nn.Module:
+    with torch.device("meta"):
+        return BACKBONES[name].build_tail()
+
+
+def random_tail(name: str) -> dict[str, Tensor]:
+    """A state dict of the tail as a file would hold it."""
+    rng = torch.Generator().manual_seed(6)
+    return {key: torch.rand(shape, generator=rng) + 0.1 for key, shape in names_and_shapes(tail_on_paper(name)).items()}
+
+
+@pytest.mark.parametrize(("name", "expected"), [("resnet18", RESNET18_TAIL), ("vgg11_bn", VGG11_BN_TAIL)])
+def test_every_name_and_shape_of_the_tail_is_torchvisions(name: str, expected: dict[str, tuple[int, ...]]) -> None:
+    assert names_and_shapes(tail_on_paper(name)) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("resnet18", 8_393_728),
+        ("vgg11_bn", 2 * 512 + (512 * 512 * 9 + 512) + 2 * 512),
+        ("wide_resnet50_2", WIDE_LAYER4),
+        ("wide_resnet101_2", WIDE_LAYER4),
+    ],
+)
+def test_the_tail_is_what_was_cut_off_but_the_classifier(name: str, parameters: int) -> None:
+    tail = tail_on_paper(name)
+    assert sum(parameter.numel() for parameter in tail.parameters()) == parameters
+    assert not tail.state_dict().keys() & on_paper(name).state_dict().keys()
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_the_tail_goes_on_from_the_coarser_tap(name: str) -> None:
+    spec = BACKBONES[name]
+    with torch.inference_mode():
+        out = tail_on_paper(name)(torch.zeros(2, spec.channels[1], 4, 6, device="meta"))
+    assert out.shape == (2, spec.tail_channels, 2, 3)
+
+
+def test_vggs_tail_normalises_first_and_pools_last() -> None:
+    state = random_tail("vgg11_bn")
+    tail, _ = build_tail(BACKBONES["vgg11_bn"], state, 0)
+    x = torch.randn(1, 512, 4, 4, generator=torch.Generator().manual_seed(0))
+
+    def normalised(x: Tensor, name: str) -> Tensor:
+        mean, var, weight, bias = (state[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
+        return functional.batch_norm(x, mean, var, weight, bias, training=False, eps=1e-5)
+
+    y = functional.conv2d(
+        normalised(x, "features.23").relu(), state["features.25.weight"], state["features.25.bias"], padding=1
+    )
+    expected = functional.max_pool2d(normalised(y, "features.26").relu(), 2, 2)
+    with torch.inference_mode():
+        assert torch.allclose(tail.eval()(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg11_bn"])
+def test_a_tail_loads_where_the_file_holds_it(name: str) -> None:
+    state = {**random_state(name), **random_tail(name)}
+    tail, loaded = build_tail(BACKBONES[name], state, 0)
+    assert loaded
+    assert all(torch.equal(tensor, tail.state_dict()[key]) for key, tensor in random_tail(name).items())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg11_bn"])
+@pytest.mark.parametrize("trunk_given", [True, False])
+def test_a_tail_that_no_file_holds_comes_of_the_seed(name: str, trunk_given: bool) -> None:
+    torch.manual_seed(123)
+    before = torch.random.get_rng_state()
+    given = random_state(name) if trunk_given else None
+    (first, loaded), (again, _), (other, _) = (build_tail(BACKBONES[name], given, seed) for seed in (1, 1, 2))
+    assert not loaded
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(torch.equal(tensor, again.state_dict()[key]) for key, tensor in first.state_dict().items())
+    key = next(key for key in names_and_shapes(first) if names_and_shapes(first)[key][2:] == (3, 3))
+    assert not torch.equal(first.state_dict()[key], other.state_dict()[key])
+    # He initialisation, fan out: variance 2 / (512 * 3 * 3)
+    assert float(first.state_dict()[key].std()) == pytest.approx((2 / (512 * 9)) ** 0.5, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("name", "lost", "entries"), [("resnet18", "layer4.1.bn2.bias", 25), ("vgg11_bn", "features.26.running_var", 10)]
+)
+def test_half_a_tail_is_an_error(name: str, lost: str, entries: int) -> None:
+    state = {**random_state(name), **random_tail(name)}
+    del state[lost]
+    with pytest.raises(TrainError, match=rf"the weights lack 1 of {entries} entries that {name} needs, first {lost};"):
+        build_tail(BACKBONES[name], state, 0)
+
+
+def test_a_tail_of_another_shape_is_an_error() -> None:
+    state = random_tail("resnet18")
+    state["layer4.0.conv1.weight"] = torch.zeros(512, 1024, 1, 1)
+    with pytest.raises(TrainError, match=r"weight layer4.0.conv1.weight is \(512, 1024, 1, 1\), expected \(512, 256, 3, 3\)"):
+        build_tail(BACKBONES["resnet18"], state, 0)
 
 
 @pytest.mark.parametrize("name", BACKBONES)

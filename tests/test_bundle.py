@@ -128,10 +128,10 @@ def test_many_golden_images_keep_their_order(tmp_path: Path) -> None:
 
 
 def test_in_bank_lists_bank_images_alone(path: Path) -> None:
-    assert load_bundle(path).in_bank() == {pixel_digest(flat(100)), pixel_digest(flat(150))}
+    assert load_bundle(path).learnt_from() == {pixel_digest(flat(100)), pixel_digest(flat(150))}
     held_out = ImageRecord(name="x.png", pixels="0" * 64, use="held-out").model_dump()
     edit_manifest(path, lambda document: document["provenance"]["images"].append(held_out))
-    assert load_bundle(path).in_bank() == {pixel_digest(flat(100)), pixel_digest(flat(150))}
+    assert load_bundle(path).learnt_from() == {pixel_digest(flat(100)), pixel_digest(flat(150))}
 
 
 @pytest.mark.parametrize("name", [FEATURES, BANK, GOLDEN, MASK])

@@ -77,7 +77,7 @@ def test_an_image_of_the_bank_is_known_whatever_its_name_and_format(
     path = tmp_path / name
     lossless = [cv2.IMWRITE_WEBP_QUALITY, 101] if name.endswith("webp") else []
     assert cv2.imwrite(str(path), cv2.cvtColor(IN_BANK, cv2.COLOR_RGB2BGR), lossless)
-    with pytest.raises(CalibrationError, match=f"{name}: this picture is in the bundle's bank.*; calibrate on other"):
+    with pytest.raises(CalibrationError, match=f"{name}: the bundle was made with this picture.*; calibrate on other"):
         fit_calibration(inspector, [*good, path], station="s", camera="c", rate=0.2, who="w")
 
 

@@ -11,7 +11,7 @@ import pytest
 from engines.__main__ import main
 from engines.bundle import GOLDEN, load_bundle
 from engines.images import encode_png, read_image
-from tests.fakes import flat, flip_byte, write_tiny_bundle
+from tests.fakes import flat, flip_byte, tiny_adaptation, write_tiny_bundle
 
 
 @pytest.fixture
@@ -27,6 +27,23 @@ def test_info_names_what_an_auditor_asks_for(bundle: Path, capsys: pytest.Captur
     assert "64 x 64" in said
     assert main(["info", "--bundle", str(bundle), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["schema_version"] == 1
+
+
+def info_of(path: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    """The rows of `info` by name."""
+    assert main(["info", "--bundle", str(path)]) == 0
+    rows = [line.split("│") for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    return {name.strip(): value.strip() for _, name, value, _ in rows}
+
+
+def test_info_tells_how_the_backbone_was_adapted(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = info_of(bundle, capsys)
+    assert plain["adaptation"] == "none"
+    assert "right answers" not in plain
+    write_tiny_bundle(tmp_path / "adapted", adaptation=tiny_adaptation())
+    told = info_of(tmp_path / "adapted", capsys)
+    assert told["adaptation"] == "preset quick, maker cutpaste, 1.5 min"
+    assert told["right answers"] == "85% of 20 on held-out images"
 
 
 def test_verify_passes_and_says_so(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

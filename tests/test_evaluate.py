@@ -15,8 +15,9 @@ from engines import EngineError
 from engines.bundle import Bundle, load_bundle
 from engines.images import Image, encode_png
 from engines.inspector import Inspector
-from tests.fakes import FakeExtractor, cells, write_tiny_bundle
+from tests.fakes import FakeExtractor, cells, tiny_adaptation, write_tiny_bundle
 from train import TrainError
+from train.adaptation_plots import adaptation_facts
 from train.data import Dataset, open_dataset
 from train.evaluate import ALL, METHODS, METRICS, evaluate, to_json
 from train.report import check_report_folder, write_report
@@ -311,6 +312,22 @@ def test_report_without_threshold_or_masks(tmp_path: Path) -> None:
     text = write_report(tmp_path / "report", evaluate(plain, dataset), plain, dataset).read_text(encoding="utf-8")
     assert "Escape" not in text and "AUPRO" not in text
     assert not (tmp_path / "report/miss-1-mask.png").exists()
+
+
+def test_report_of_an_adapted_backbone_shows_how_it_was_adapted(bundle: Bundle, tmp_path: Path) -> None:
+    dataset = mvtec(tmp_path / "data")
+    found = evaluate(bundle, dataset)
+    folder = tmp_path / "report"
+    adapted = bundle_at(tmp_path / "adapted", adaptation=tiny_adaptation())
+    text = write_report(folder, found, adapted, dataset).read_text(encoding="utf-8")
+    section = text.split("<h2>Adaptation</h2>")[1].split("<h2>")[0]
+    assert re.findall(r'src="([^"]+)"', section) == ["adaptation.png", "confusion.png"]
+    assert all((folder / name).is_file() for name in ("adaptation.png", "confusion.png"))
+    for name, value in adaptation_facts(tiny_adaptation()):
+        assert f"<dt>{name}</dt><dd>{value}</dd>" in section
+    # the same folder again, of a backbone that was not adapted
+    assert "Adaptation" not in write_report(folder, found, bundle, dataset).read_text(encoding="utf-8")
+    assert not (folder / "adaptation.png").exists()
 
 
 def test_report_escapes_names(bundle: Bundle, tmp_path: Path) -> None:

@@ -33,7 +33,8 @@ from train.backbones import backbone_spec, build
 from train.export import to_onnx
 from train.features import FeatureNet
 from train.fit import FitResult, fit
-from train.normals import Console, Settings, open_normals
+from train.normals import embed_normals
+from train.product import Console, Settings, open_product
 from train.sample import draw_part
 
 SIDE_PX = 64
@@ -54,9 +55,9 @@ class Talk:
         return Console(self.said.append, self.warned.append, self._progress)
 
     @contextlib.contextmanager
-    def _progress(self, title: str) -> Iterator[Callable[[int, int], None]]:
+    def _progress(self, title: str) -> Iterator[Callable[..., None]]:
         self.bars.append(title)
-        yield lambda done, total: None
+        yield lambda done, total, note="": None
 
 
 def exported_once(network: FeatureNet, size: tuple[int, int]) -> bytes:
@@ -187,7 +188,7 @@ def test_held_out_images_are_recorded_and_not_in_the_bank(fitted: Fitted) -> Non
     assert [image.use for image in images] == ["bank"] * (PRODUCT - 3) + ["held-out"] * 3
     for image in images:
         assert image.pixels == pixel_digest(read_image(fitted.data / image.name))
-    assert fitted.bundle.in_bank() == {image.pixels for image in images if image.use == "bank"}
+    assert fitted.bundle.learnt_from() == {image.pixels for image in images if image.use == "bank"}
     bank = fitted.bundle.bank
     assert set(bank.image.tolist()) <= set(range(PRODUCT - 3))
     # every row is the embedding of the patch that it claims to be
@@ -200,7 +201,8 @@ def test_held_out_images_are_recorded_and_not_in_the_bank(fitted: Fitted) -> Non
 
 def test_density_is_over_all_patches_of_the_bank_images_and_over_no_other(fitted: Fitted) -> None:
     bank = fitted.bundle.bank
-    features = open_normals(settings_for(fitted.data), Talk().console).bank_features.astype(np.float64)
+    product = open_product(settings_for(fitted.data), Talk().console)
+    features = embed_normals(product, 0, Talk().console).bank_features.astype(np.float64)
     assert len(features) == (PRODUCT - 3) * 64
     for row in (0, 50, len(bank.rows) - 1):
         own = bank.image[row] * 64 + bank.patch[row]
@@ -232,7 +234,7 @@ def test_the_same_seed_gives_the_same_bank_bit_for_bit_and_another_another(fitte
     assert again.features == fitted.bundle.features
     assert again.manifest.threshold == fitted.bundle.manifest.threshold
     assert np.array_equal(again.golden().scores, fitted.bundle.golden().scores)
-    other = open_normals(settings_for(fitted.data, seed=1), Talk().console)
+    other = open_product(settings_for(fitted.data, seed=1), Talk().console)
     used = [image.name for image in again.manifest.provenance.images if image.use == "held-out"]
     assert [sample.path.name for sample in other.held_out] != used
 
@@ -541,7 +543,7 @@ def test_an_old_bundle_stays_on_ctrl_c(fitted: Fitted, few: Path, tmp_path: Path
 def test_copies_and_unreadable_files_are_counted_once_in_an_audit(few: Path) -> None:
     (few / "copy.png").write_bytes((few / "00.png").read_bytes())
     (few / "broken.png").write_bytes(b"no image")
-    normals = open_normals(settings_for(few), Talk().console, skip_unusable=True)
+    normals = embed_normals(open_product(settings_for(few), Talk().console, skip_unusable=True), 0, Talk().console)
     assert len(normals.samples) == 5
     assert sorted(finding.problem for finding in normals.findings) == ["duplicate", "unreadable"]
     assert summarise(normals.findings, 7).startswith("audit: 1 unreadable, 1 duplicate in 7 images")

@@ -13,7 +13,7 @@ from engines.inspector import Inspector, Scorer
 from engines.verify import verify_golden
 from train.data import open_dataset
 from train.fit import fit
-from train.normals import Console, Settings
+from train.product import Console, Settings
 
 
 @contextlib.contextmanager

@@ -115,19 +115,37 @@ def test_fit_makes_a_bundle_and_says_where(data: Path, tmp_path: Path, capsys: p
     assert made.command.startswith(f"train fit --data {data} --out {out} --mask '{tmp_path}/a mask.png'")
 
 
-def test_fit_without_weights_and_network_names_the_way_out(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("REB_WEIGHTS", raising=False)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # the discard port: nothing answers there
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
-    assert main(["fit", "--data", str(data), "--out", str(tmp_path / "bundle"), "--device", "cpu"]) == 2
+
+
+@pytest.mark.usefixtures("no_network")
+def test_fit_without_weights_and_network_names_the_way_out(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["fit", "--data", str(data), "--out", str(tmp_path / "bundle"), "--device", "cpu", "--backbone", "vgg11_bn"]
+    assert main(words) == 2
     line = one_line(capsys.readouterr().err)
-    assert re.match(r"error: https://download.pytorch.org/models/resnet18-.*: cannot be downloaded", line)
+    assert re.match(r"error: https://download.pytorch.org/models/vgg11_bn-.*: cannot be downloaded", line)
     assert line.endswith("give --weights FILE (.pth, .safetensors or .npz), or --weights none for an untrained network")
     assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.usefixtures("no_network")
+def test_audit_without_network_goes_on_with_the_shipped_weights_and_says_so(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["audit", "--data", str(data), "--out", str(tmp_path / "audit.png"), "--device", "cpu"]) in (0, 1)
+    said = capsys.readouterr()
+    assert re.search(
+        r"warning: https://.*resnet18-.*: cannot be downloaded .* learnt from drawn images, which come with", said.err
+    )
+    assert "weights: drawn (SHA-256 " in said.out
 
 
 @pytest.mark.parametrize("command", ["fit", "audit"])

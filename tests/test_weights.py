@@ -10,6 +10,7 @@ import os
 import pickle
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from engines.bundle import pack_npz
 from train import TrainError
-from train.backbones import BACKBONES
+from train.backbones import BACKBONES, build
 from train.weights import Weights, find_weights
 
 SPEC = BACKBONES["resnet18"]
@@ -313,7 +314,45 @@ def test_without_a_source_torchvisions_published_file_is_asked_for(server: Serve
     data = as_bytes()
     name = f"resnet18-{hashlib.sha256(data).hexdigest()[:8]}.pth"
     server.files[f"/{name}"] = data
-    spec = type(SPEC)(SPEC.name, SPEC.build, SPEC.channels, SPEC.dim, SPEC.parts, f"{server.url}/{name}")
+    spec = replace(SPEC, url=f"{server.url}/{name}")
     weights = find_weights(None, spec)
     assert weights is not None
     assert weights.source == spec.url
+
+
+# ---- weights that come with the package
+
+
+def test_the_shipped_weights_fit_and_are_small() -> None:
+    spec = BACKBONES["resnet18"]
+    weights = find_weights("drawn", spec)
+    assert weights is not None
+    assert (weights.source, weights.instead_of, weights.adaptation) == ("drawn", None, None)
+    assert {tensor.dtype for tensor in weights.state.values()} == {torch.float16}
+    assert 2 * sum(tensor.numel() for tensor in weights.state.values()) < 6e6
+    network = build(spec, weights.state, 0)
+    fine, coarse = network(torch.zeros(1, 3, 64, 64))
+    assert (fine.dtype, fine.shape, coarse.shape) == (torch.float32, (1, 128, 8, 8), (1, 256, 4, 4))
+
+
+def test_they_stand_in_where_the_published_ones_cannot_be_reached_and_say_why(server: Server) -> None:
+    spec = replace(SPEC, name="resnet18", url=f"{server.url}/resnet18-01234567.pth")
+    weights = find_weights(None, spec)
+    assert weights is not None
+    assert weights.source == "drawn"
+    assert weights.instead_of is not None
+    assert weights.instead_of.startswith(f"{spec.url}: cannot be downloaded (Not Found)")
+
+
+def test_they_do_not_stand_in_for_a_file_with_a_wrong_hash_nor_for_an_address_that_was_asked_for(server: Server) -> None:
+    server.files["/resnet18-01234567.pth"] = as_bytes()
+    spec = replace(SPEC, name="resnet18", url=f"{server.url}/resnet18-01234567.pth")
+    with pytest.raises(TrainError, match="SHA-256 begins"):
+        find_weights(None, spec)
+    with pytest.raises(TrainError, match="cannot be downloaded"):
+        find_weights(f"{server.url}/gone.pth", spec)
+
+
+def test_a_backbone_without_shipped_weights_says_which_has_some() -> None:
+    with pytest.raises(TrainError, match="no drawn weights for vgg11_bn, there are some for: resnet18; give --weights FILE"):
+        find_weights("drawn", BACKBONES["vgg11_bn"])

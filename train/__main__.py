@@ -1,9 +1,10 @@
-"""The train door: `python -m train sample|audit|fit|evaluate`."""
+"""The train door: `python -m train sample|audit|defects|adapt|fit|evaluate|ablate`."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import re
 import shlex
 import sys
@@ -12,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from calibration.defects import MAKERS
 from engines import console
 from engines.atomic import write_file
 from engines.bundle import load_bundle
@@ -19,9 +21,11 @@ from engines.extractors import backends
 from engines.preprocess import Roi
 from train import TrainError
 from train.data import LAYOUTS, open_dataset
+from train.schedule import PRESETS
 
 if TYPE_CHECKING:
-    from train.normals import Console, Settings
+    from train.adaptation import Request
+    from train.product import Console, Settings
 
 BACKBONES = ("resnet18", "vgg11_bn", "wide_resnet50_2", "wide_resnet101_2")  # known before torch is imported
 
@@ -32,8 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_sample(commands)
     _add_audit(commands)
+    _add_defects(commands)
+    _add_adapt(commands)
     _add_fit(commands)
     _add_evaluate(commands)
+    _add_pretrain(commands)
+    _add_ablate(commands)
     arguments = parser.parse_args(argv)
     words = sys.argv[1:] if argv is None else list(argv)
     arguments.command = shlex.join(["train", *words])
@@ -49,6 +57,13 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(found[2] or wide), wide
 
 
+def parse_counts(text: str) -> tuple[int, ...]:
+    """argparse type: `1,2,5`."""
+    if re.fullmatch(r"\d+(,\d+)*", text, re.ASCII) is None:
+        raise argparse.ArgumentTypeError(f"'{text}', expected numbers of images such as 1,2,5,10,20,50")
+    return tuple(int(piece) for piece in text.split(","))
+
+
 def parse_roi(text: str) -> Roi:
     """argparse type: `X,Y,W,H` in source pixels."""
     pieces = text.split(",")
@@ -60,7 +75,7 @@ def parse_roi(text: str) -> Roi:
 def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     sample = commands.add_parser("sample", help="draw a small product to try everything on")
     sample.add_argument("--out", required=True, type=Path, help="folder to make")
-    sample.add_argument("--seed", default=0, type=console.count, help="default: %(default)s")
+    _add_seed(sample)
     sample.set_defaults(run=_sample)
 
 
@@ -68,6 +83,8 @@ def _add_audit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     audit = commands.add_parser("audit", help="find copies, blur, bad exposure and outliers among the good images")
     _add_data(audit)
     _add_network(audit)
+    _add_random(audit)
+    _add_coreset(audit)
     audit.add_argument("--out", default=Path("audit.png"), type=Path, help="contact sheet (default: %(default)s)")
     audit.set_defaults(run=_audit)
 
@@ -77,13 +94,85 @@ def _add_fit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     _add_data(fit)
     fit.add_argument("--out", required=True, type=Path, metavar="BUNDLE", help="folder to write; an older bundle is replaced")
     _add_network(fit)
+    _add_random(fit)
+    _add_coreset(fit)
+    fit.add_argument("--adapt", choices=tuple(PRESETS), help="adapt the backbone to the product first (default: not)")
+    _add_adapting(fit)
     fit.add_argument("--recipe", help="name of the product (default: the data folder's name)")
     fit.add_argument("--mm-per-pixel", type=console.positive_float, help="of the source images, to speak in millimetres")
     fit.add_argument("--k", default=9, type=int, help="neighbours of the density (default: %(default)s)")
     fit.add_argument("--alpha", default=1.0, type=float, help="weight of the density, 0 is plain NN (default: %(default)s)")
     fit.add_argument("--metric", default="sqeuclidean", choices=("sqeuclidean", "euclidean"), help="default: %(default)s")
-    fit.add_argument("--few-shot", type=int, metavar="N", help="train on N images drawn at random")
     fit.set_defaults(run=_fit)
+
+
+def _add_defects(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    defects = commands.add_parser("defects", help="draw a contact sheet of synthetic defects, to judge whether they look real")
+    _add_data(defects)
+    _add_input(defects)
+    _add_seed(defects)
+    _add_maker(defects)
+    defects.add_argument("--rows", default=6, type=console.positive_int, help="good images to show (default: %(default)s)")
+    defects.add_argument("--out", default=Path("defects.png"), type=Path, help="default: %(default)s")
+    defects.set_defaults(run=_defects)
+
+
+def _add_adapt(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    adapt = commands.add_parser("adapt", help="adapt a backbone to a product; several GPUs: torchrun -m train adapt ...")
+    _add_data(adapt)
+    _add_network(adapt)
+    _add_random(adapt)
+    adapt.add_argument("--out", required=True, type=Path, metavar="FILE", help=".safetensors file for fit --weights")
+    _add_preset(adapt)
+    _add_adapting(adapt)
+    adapt.set_defaults(run=_adapt)
+
+
+def _add_preset(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--preset", default="quick", choices=tuple(PRESETS), help="length of training (default: %(default)s)")
+
+
+def _add_adapting(parser: argparse.ArgumentParser) -> None:
+    _add_maker(parser)
+    _add_computing(parser)
+    parser.add_argument("--resume", action="store_true", help="go on with an adaptation that was interrupted")
+    parser.add_argument("--logs", type=Path, metavar="DIR", help="write TensorBoard logs of the adaptation")
+
+
+def _add_maker(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--maker", default="defectmaker", choices=tuple(MAKERS), help="of synthetic defects (default: %(default)s)"
+    )
+    _add_saliency(parser)
+
+
+def _add_saliency(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--saliency", type=Path, metavar="DIR", help="masks NAME.png that show the part (default: estimated)")
+
+
+def _add_computing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workers", type=console.count, help="processes that draw defects (default: for the device)")
+    parser.add_argument("--precision", default="auto", choices=("auto", "float32"), help="default: %(default)s")
+
+
+def _add_pretrain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    pretrain = commands.add_parser(
+        "pretrain", help="train a backbone from nothing on drawn images: how the shipped one was made"
+    )
+    pretrain.add_argument("--out", required=True, type=Path, metavar="FILE", help=".safetensors file for fit --weights")
+    pretrain.add_argument("--backbone", default="resnet18", choices=BACKBONES, help="default: %(default)s")
+    pretrain.add_argument("--steps", default=10_000, type=console.positive_int, help="default: %(default)s")
+    pretrain.add_argument("--batch", default=32, type=console.positive_int, help="scenes a step (default: %(default)s)")
+    pretrain.add_argument("--size", default=96, type=console.positive_int, help="pixels a side (default: %(default)s)")
+    pretrain.add_argument("--rate", default=2e-3, type=console.positive_float, help="learning rate (default: %(default)s)")
+    _add_seed(pretrain)
+    pretrain.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
+    pretrain.add_argument("--workers", default=1, type=console.count, help="processes that draw (default: %(default)s)")
+    pretrain.add_argument(
+        "--save-every", default=200, type=console.positive_int, help="steps between checkpoints (default: %(default)s)"
+    )
+    pretrain.add_argument("--resume", action="store_true", help="go on with a run that was interrupted")
+    pretrain.set_defaults(run=_pretrain)
 
 
 def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -96,6 +185,25 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     evaluate.set_defaults(run=_evaluate)
 
 
+def _add_ablate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    ablate = commands.add_parser("ablate", help="measure what adaptation and LDKNN each bring; run it again to go on")
+    _add_data(ablate)
+    ablate.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="folder for results; what it holds is not done again"
+    )
+    _add_preset(ablate)
+    ablate.add_argument("--seeds", default=3, type=console.positive_int, help="how many, from 0 (default: %(default)s)")
+    ablate.add_argument(
+        "--few-shot", dest="counts", type=parse_counts, metavar="N,N,...", help="measure over numbers of good images instead"
+    )
+    _add_network(ablate)
+    _add_coreset(ablate)
+    ablate.add_argument("--k", default=9, type=int, help="neighbours of the density (default: %(default)s)")
+    _add_saliency(ablate)
+    _add_computing(ablate)
+    ablate.set_defaults(run=_ablate)
+
+
 def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, type=Path, help="folder of images")
     parser.add_argument("--layout", choices=LAYOUTS, help="default: detected")
@@ -103,15 +211,30 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 
 def _add_network(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--weights", metavar="FILE|URL|none", help="default: the folder in REB_WEIGHTS, else ImageNet's, downloaded once"
+        "--weights", metavar="FILE|URL|drawn|none", help="default: REB_WEIGHTS, else ImageNet, downloaded once, else drawn"
     )
     parser.add_argument("--backbone", default="resnet18", choices=BACKBONES, help="default: %(default)s")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
+    _add_input(parser)
+
+
+def _add_input(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", default=(256, 256), type=parse_size, metavar="SIDE|WxH", help="network input (default: 256)")
     parser.add_argument("--roi", type=parse_roi, metavar="X,Y,W,H", help="judged rectangle in source pixels (default: all)")
     parser.add_argument("--mask", type=Path, metavar="FILE", help="image of the frame's size; what is not black is ignored")
-    parser.add_argument("--coreset", default=0.02, type=float, help="part of the patches to keep (default: %(default)s)")
+
+
+def _add_random(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--few-shot", type=int, metavar="N", help="train on N images drawn at random")
+    _add_seed(parser)
+
+
+def _add_seed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", default=0, type=console.count, help="default: %(default)s")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
+
+
+def _add_coreset(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--coreset", default=0.02, type=float, help="part of the patches to keep (default: %(default)s)")
 
 
 def _sample(arguments: argparse.Namespace) -> int:
@@ -140,11 +263,45 @@ def _audit(arguments: argparse.Namespace) -> int:
     return console.NO
 
 
+def _pretrain(arguments: argparse.Namespace) -> int:
+    _need_extra()
+    from train.pretrain import PretrainSettings, pretrain
+
+    names = [field.name for field in dataclasses.fields(PretrainSettings) if hasattr(arguments, field.name)]
+    pretrain(PretrainSettings(**{name: getattr(arguments, name) for name in names}), arguments.out, _talk())
+    console.say(f"wrote {arguments.out}")
+    return console.DONE
+
+
+def _defects(arguments: argparse.Namespace) -> int:
+    _need_extra()
+    from train.adaptation import draw_defects
+
+    draw_defects(_settings(arguments), arguments.maker, arguments.saliency, arguments.out, arguments.rows, _talk())
+    console.say(f"wrote {arguments.out}")
+    return console.DONE
+
+
+def _adapt(arguments: argparse.Namespace) -> int:
+    _need_extra()
+    from train.adaptation import adapt_to_file, torchrun
+
+    with torchrun(arguments.device) as device:
+        settings = dataclasses.replace(_settings(arguments), device=device)
+        adapt_to_file(settings, _request(arguments, arguments.preset), arguments.out, _talk())
+    return console.DONE
+
+
 def _fit(arguments: argparse.Namespace) -> int:
     _need_extra()
     from train.fit import fit
 
-    result = fit(_settings(arguments), arguments.out, _talk())
+    request = None
+    if arguments.adapt is not None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise TrainError("fit runs in one process; adapt under torchrun (train adapt), then fit --weights FILE")
+        request = _request(arguments, arguments.adapt)
+    result = fit(_settings(arguments), arguments.out, _talk(), request)
     threshold = result.threshold
     if threshold is not None:
         console.say(
@@ -187,19 +344,54 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     return console.DONE
 
 
+def _ablate(arguments: argparse.Namespace) -> int:
+    _need_extra()
+    from train.ablate import Study, compare_makers, few_shot_curve
+    from train.ablation_table import few_shot_table, makers_table
+    from train.adaptation import Request
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise TrainError("ablate runs in one process; leave torchrun out")
+    request = Request(arguments.preset, saliency=arguments.saliency, precision=arguments.precision, workers=arguments.workers)
+    study = Study(_settings(arguments), request, arguments.seeds, arguments.out)
+    if arguments.counts is None:
+        stem, (columns, rows) = "ablation", makers_table(compare_makers(study, _talk()))
+    else:
+        stem, (columns, rows) = "few_shot", few_shot_table(few_shot_curve(study, arguments.counts, _talk()))
+    console.table(f"image AUROC, percent; seeds: {arguments.seeds}", columns, rows)
+    console.say(f"wrote {arguments.out / stem}.json and {stem}.png")
+    return console.DONE
+
+
 def _percent(values: Mapping[str, float], kind: str) -> str:
     return f"{100 * values[kind]:.2f}" if kind in values else "-"
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
-    from train.normals import Settings
+    from train.product import Settings
 
     names = [field.name for field in dataclasses.fields(Settings) if hasattr(arguments, field.name)]
     return Settings(**{name: getattr(arguments, name) for name in names})
 
 
+def _request(arguments: argparse.Namespace, preset: str) -> Request:
+    from train.adaptation import Request
+
+    out = Path(os.path.abspath(arguments.out))  # of `.` too, which has no name
+    return Request(
+        preset,
+        maker=arguments.maker,
+        saliency=arguments.saliency,
+        precision=arguments.precision,
+        workers=arguments.workers,
+        checkpoint=out.parent / f"{out.name}.checkpoint",
+        resume=arguments.resume,
+        logs=arguments.logs,
+    )
+
+
 def _talk() -> Console:
-    from train.normals import Console
+    from train.product import Console
 
     return Console(console.say, console.warn, console.progress)
 
@@ -208,7 +400,7 @@ def _need_extra() -> None:
     """Say which extra is missing before an import fails with a bare name."""
     missing = [
         name
-        for name in ("torch", "onnx", "onnxscript", "safetensors", "sklearn", "matplotlib", "jinja2")
+        for name in ("torch", "onnx", "onnxscript", "safetensors", "sklearn", "matplotlib", "jinja2", "tensorboard")
         if find_spec(name) is None
     ]
     if missing:

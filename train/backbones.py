@@ -1,4 +1,6 @@
-"""The backbones as small torch modules that carry torchvision's state-dict names, cut after the last tap.
+"""The backbones as small torch modules that carry torchvision's state-dict names, cut in two after the last tap.
+
+The trunk gives the taps; the tail, what is left up to the global pooling, serves the adaptation alone.
 
 Architectures: ResNet (He et al., arXiv 1512.03385), Wide ResNet (Zagoruyko and Komodakis, arXiv 1605.07146) and VGG with
 batch norm (Simonyan and Zisserman, arXiv 1409.1556), as torchvision builds them, so that its checkpoints load.
@@ -104,12 +106,43 @@ class VGG11(nn.Module):
         return fine, self.features[16:](fine)
 
 
+class ResNetTail(nn.Module):
+    """`layer4` of a ResNet."""
+
+    def __init__(self, block: type[BasicBlock] | type[WideBottleneck], inputs: int, blocks: int) -> None:
+        super().__init__()
+        outputs = 512 * block.expansion
+        self.layer4 = nn.Sequential(block(inputs, 512, 2), *(block(outputs, 512, 1) for _ in range(blocks - 1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map the coarser tap (b, c, h, w) to (b, c', h/2, w/2)."""
+        return self.layer4(x)
+
+
+class VGG11Tail(nn.Module):
+    """What follows `features.22` in VGG11 with batch norm, without the classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = [nn.BatchNorm2d(512), nn.ReLU(), nn.Conv2d(512, 512, 3, padding=1), nn.BatchNorm2d(512), nn.ReLU()]
+        layers.append(nn.MaxPool2d(2, 2))
+        self.features = nn.ModuleDict({str(number): layer for number, layer in enumerate(layers, 23)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map the coarser tap (b, 512, h, w) to (b, 512, h/2, w/2)."""
+        for layer in self.features.values():
+            x = layer(x)
+        return x
+
+
 @dataclass(frozen=True)
 class BackboneSpec:
     """One backbone: how to build it, what its taps give, and where ImageNet weights are published.
 
     Attributes:
+        build, build_tail: make the trunk up to the taps, and what follows it.
         channels: of the finer and the coarser tap; their strides are 8 and 16.
+        tail_channels: that the tail gives.
         dim: width D of the embedding.
         parts: top-level names of torchvision's whole state dict, to name what a file lacks.
         url: torchvision's checkpoint; the eight hex digits in its name begin its SHA-256.
@@ -117,7 +150,9 @@ class BackboneSpec:
 
     name: str
     build: Callable[[], nn.Module]
+    build_tail: Callable[[], nn.Module]
     channels: tuple[int, int]
+    tail_channels: int
     dim: int
     parts: tuple[str, ...]
     url: str
@@ -131,16 +166,29 @@ BACKBONES = {
         BackboneSpec(
             "resnet18",
             lambda: ResNet(BasicBlock, (2, 2, 2)),
+            lambda: ResNetTail(BasicBlock, 256, 2),
             (128, 256),
+            512,
             512,
             _RESNET_PARTS,
             _PUBLISHED + "resnet18-f37072fd.pth",
         ),
-        BackboneSpec("vgg11_bn", VGG11, (512, 512), 512, ("features", "classifier"), _PUBLISHED + "vgg11_bn-6002323d.pth"),
+        BackboneSpec(
+            "vgg11_bn",
+            VGG11,
+            VGG11Tail,
+            (512, 512),
+            512,
+            512,
+            ("features", "classifier"),
+            _PUBLISHED + "vgg11_bn-6002323d.pth",
+        ),
         BackboneSpec(
             "wide_resnet50_2",
             lambda: ResNet(WideBottleneck, (3, 4, 6)),
+            lambda: ResNetTail(WideBottleneck, 1024, 3),
             (512, 1024),
+            2048,
             1024,
             _RESNET_PARTS,
             _PUBLISHED + "wide_resnet50_2-95faca4d.pth",
@@ -148,7 +196,9 @@ BACKBONES = {
         BackboneSpec(
             "wide_resnet101_2",
             lambda: ResNet(WideBottleneck, (3, 4, 23)),
+            lambda: ResNetTail(WideBottleneck, 1024, 3),
             (512, 1024),
+            2048,
             1024,
             _RESNET_PARTS,
             _PUBLISHED + "wide_resnet101_2-32ee1156.pth",
@@ -175,16 +225,35 @@ def build(spec: BackboneSpec, state: dict[str, Tensor] | None, seed: int) -> nn.
     Raises:
         TrainError: weights that are missing or have another shape, named.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = spec.build()
-        if state is None:
-            for module in network.modules():
-                if isinstance(module, nn.Conv2d):
-                    nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    network = _draw(spec.build, seed)
     if state is not None:
         _load(network, state, spec)
     return network.eval().requires_grad_(False)
+
+
+def build_tail(spec: BackboneSpec, state: dict[str, Tensor] | None, seed: int) -> tuple[nn.Module, bool]:
+    """Build what follows the taps, and say whether its weights came from `state`.
+
+    A file that holds none of it leaves it He-initialised from `seed`.
+
+    Raises:
+        TrainError: a file that holds only some of it, or other shapes.
+    """
+    tail = _draw(spec.build_tail, seed)
+    if state is None or not any(name in state for name in tail.state_dict()):
+        return tail, False
+    _load(tail, state, spec)
+    return tail, True
+
+
+def _draw(make: Callable[[], nn.Module], seed: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = make()
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return network
 
 
 def _load(network: nn.Module, state: dict[str, Tensor], spec: BackboneSpec) -> None:

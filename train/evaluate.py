@@ -122,12 +122,12 @@ def evaluate(
     scores = {name: np.empty(len(samples)) for name in METHODS}
     maps = {name: np.empty((len(samples), *method.grid), np.float32) for name in METHODS}
     truths: list[Truth | None] = []
-    in_bank, trained_on = bundle.in_bank(), 0
+    learnt_from, trained_on = bundle.learnt_from(), 0
     with Inspector(bundle, backend, threads=threads) as inspector:
         judged = _judged_pixels(inspector)
         for number, sample in enumerate(samples):
             image = sample.image()
-            trained_on += pixel_digest(image) in in_bank
+            trained_on += pixel_digest(image) in learnt_from
             for name, (value, patch_map) in _score(inspector, bank, sample, image).items():
                 scores[name][number], maps[name][number] = value, patch_map
             truths.append(_truth(sample, image, bundle.manifest.input, judged, saturation))

@@ -6,7 +6,7 @@ import datetime
 import math
 import os
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -33,11 +33,13 @@ from engines.ldknn import density
 from engines.ort import OnnxRuntimeExtractor
 from engines.verify import GoldenResult
 from train import TrainError
+from train.adaptation import Request, adapt_product, check_request, forget
 from train.audit import summarise
 from train.export import TorchExtractor, check_parity, to_onnx
 from train.features import grid_of
 from train.golden import choose_golden
-from train.normals import MIN_FOR_HOLD_OUT, Console, Normals, Settings, find_outliers, open_normals, select_coreset
+from train.normals import Normals, embed_normals, find_outliers, select_coreset
+from train.product import MIN_FOR_HOLD_OUT, Console, Settings, open_product
 
 _FEW_NORMALS = 8  # bank images that stand in as golden images where none is held out
 
@@ -62,8 +64,8 @@ class _GoldenSet:
     spread: float
 
 
-def fit(settings: Settings, out: Path, console: Console) -> FitResult:
-    """Train one product and write its bundle.
+def fit(settings: Settings, out: Path, console: Console, request: Request | None = None) -> FitResult:
+    """Train one product and write its bundle; with a request, adapt the backbone to it first.
 
     Raises:
         InspectionError: bad data, weights or settings, or a failed parity gate; nothing is written then, and an older
@@ -71,7 +73,13 @@ def fit(settings: Settings, out: Path, console: Console) -> FitResult:
     """
     _check_settings(settings)
     check_replaceable(out)
-    normals = open_normals(settings, console)
+    if request is not None:
+        check_request(request)
+    product = open_product(settings, console)
+    if request is not None:
+        product = replace(product, weights=adapt_product(product, request, settings.seed, console))
+    normals = embed_normals(product, settings.seed, console)
+    _warn_of_leak(normals, console)
     coreset = select_coreset(normals, settings, console)
     outliers = find_outliers(normals, coreset, console)
     console.say(summarise([*normals.findings, *outliers], len(normals.samples)))
@@ -107,6 +115,8 @@ def fit(settings: Settings, out: Path, console: Console) -> FitResult:
         mask=normals.mask,
         golden=Golden(chosen.golden.names, chosen.golden.images, np.array([row.got for row in parity.rows])),
     )
+    if request is not None:
+        forget(request)
     return FitResult(out, digest, chosen.threshold, parity, len(bank.rows))
 
 
@@ -115,6 +125,19 @@ def _check_settings(settings: Settings) -> None:
         raise TrainError(f"K is {settings.k}, expected 1 or more")
     if not (math.isfinite(settings.alpha) and settings.alpha >= 0):
         raise TrainError(f"alpha is {settings.alpha}, expected a number of 0 or more")
+
+
+def _warn_of_leak(normals: Normals, console: Console) -> None:
+    """Held-out images that the backbone has learnt from would score too low."""
+    weights = normals.weights
+    if weights is None or weights.adaptation is None:
+        return
+    seen = len(set(weights.adaptation.images) & set(normals.digests[normals.in_bank :]))
+    if seen > 0:
+        console.warn(
+            f"{seen} of {len(normals.held_out)} held-out images were used to adapt {weights.source}: the provisional threshold"
+            " will be too low; fit with the seed that adapted it, or adapt again"
+        )
 
 
 def _make_bank(normals: Normals, coreset: npt.NDArray[np.int64], settings: Settings, console: Console) -> Bank:
@@ -200,4 +223,5 @@ def _provenance(normals: Normals, settings: Settings) -> Provenance:
             "torch": torch.__version__,
             "onnxruntime": onnxruntime.__version__,
         },
+        adaptation=weights.adaptation if weights is not None else None,
     )

@@ -3,169 +3,66 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from engines.bank import coreset_size, k_centre
-from engines.bundle import Input, Metric, make_preprocessor
-from engines.images import read_mask
-from engines.preprocess import Preprocessor, Roi
+from engines.bundle import make_preprocessor
 from train import TrainError
-from train.audit import Finding, audit_images, leave_one_out
-from train.backbones import BackboneSpec, backbone_spec, build
-from train.data import Dataset, Sample, few_shot, open_dataset
-from train.features import FeatureNet, embed_samples, grid_of
-from train.weights import Weights, find_weights
-
-MIN_FOR_HOLD_OUT = 20  # below this a tenth is one image or none, and no threshold could be read from it
-MIN_HELD_OUT = 3
-_COARSE_PX = 32  # a patch over more source pixels than this a side deserves a word
-
-ProgressBar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+from train.audit import Finding, leave_one_out
+from train.backbones import build
+from train.features import FeatureNet, embed_samples
+from train.product import Console, Product, Settings, open_product
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What `fit` and `audit` are asked for. `size` is (height, width) in pixels; `weights` as in `find_weights`."""
-
-    data: Path
-    layout: str | None = None
-    weights: str | None = None
-    backbone: str = "resnet18"
-    size: tuple[int, int] = (256, 256)
-    roi: Roi | None = None
-    mask: Path | None = None
-    mm_per_pixel: float | None = None
-    coreset: float = 0.02
-    k: int = 9
-    alpha: float = 1.0
-    metric: Metric = "sqeuclidean"
-    few_shot: int | None = None
-    seed: int = 0
-    device: str = "auto"
-    recipe: str | None = None
-    command: str = ""
-
-
-@dataclass(frozen=True)
-class Console:
-    """Where the work talks to a person: lines, warnings, progress bars."""
-
-    say: Callable[[str], None]
-    warn: Callable[[str], None]
-    progress: ProgressBar
-
-
-@dataclass(frozen=True)
-class Normals:
-    """A product's good images, embedded; those of the bank come first, those held out of it last.
+class Normals(Product):
+    """A product's good images, embedded.
 
     Attributes:
-        spec, mask, preprocessor: how an image becomes network input.
-        backbone, weights, network, device: what embeds it; `weights` is None for an untrained network.
-        samples, digests: the images, exact duplicates left out, and their pixel digests.
-        in_bank: how many of them, from the first, are for the bank.
+        network: what embedded them.
+        digests: the images' pixel digests.
         features: float32 (images * judged patches, D).
-        judged: bool (rows, columns) patches that count.
-        findings: of the audit by pixels.
     """
 
-    spec: Input
-    mask: npt.NDArray[np.bool_] | None
-    preprocessor: Preprocessor
-    backbone: BackboneSpec
-    weights: Weights | None
     network: FeatureNet
-    device: torch.device
-    samples: tuple[Sample, ...]
     digests: tuple[str, ...]
-    in_bank: int
     features: npt.NDArray[np.float32]
-    judged: npt.NDArray[np.bool_]
-    findings: tuple[Finding, ...]
-
-    @property
-    def patches(self) -> int:
-        """Judged patches of one image."""
-        return int(self.judged.sum())
 
     @property
     def bank_features(self) -> npt.NDArray[np.float32]:
         """Embeddings of the bank's images: a view, not a copy."""
         return self.features[: self.in_bank * self.patches]
 
-    @property
-    def held_out(self) -> tuple[Sample, ...]:
-        """Images held out of the bank."""
-        return self.samples[self.in_bank :]
 
-
-def open_normals(settings: Settings, console: Console, *, skip_unusable: bool = False) -> Normals:
-    """Find, audit and embed the good images.
-
-    Args:
-        settings: what was asked for.
-        console: where to talk.
-        skip_unusable: go on without images that cannot be embedded, for an audit that is to list them.
+def embed_normals(product: Product, seed: int, console: Console) -> Normals:
+    """Embed a product's good images; `seed` draws the weights of an untrained network.
 
     Raises:
-        InspectionError: bad data, weights or settings.
+        InspectionError: an image that cannot be read, weights that do not fit or give no finite embeddings, or more
+            patches than this machine's memory holds.
     """
-    _check_settings(settings)
-    backbone = backbone_spec(settings.backbone)
-    device = choose_device(settings.device)
-    dataset = open_dataset(settings.data, settings.layout)
-    console.say(f"data: {dataset.summary()}")
-    if settings.few_shot is not None:
-        dataset = few_shot(dataset, settings.few_shot, settings.seed)
-        console.say(f"few-shot: {len(dataset.train)} of {settings.few_shot} images asked for, drawn with seed {settings.seed}")
-    network, weights = load_network(settings.weights, backbone, settings.seed, console)
-    network.to(device)
-    findings = _audit_pixels(dataset, console)
-    dataset = _usable(dataset, findings, settings.roi is not None or settings.mask is not None, skip_unusable)
-    spec, mask = _input_of(settings, dataset.train[0])
-    preprocessor = make_preprocessor(spec, mask)
-    _say_coverage(preprocessor, dataset.train[0], spec, console)
-    samples, in_bank = _order(dataset, findings, settings.seed)
-    dropped = len(dataset.train) + len(dataset.validation) - len(samples)
-    if dropped > 0:
-        console.warn(f"{dropped} images are exact copies of others and were left out")
-    judged = preprocessor.judged_patches(grid_of(preprocessor.size))
-    _check_memory(len(samples) * int(judged.sum()), network.dim)
+    state = product.weights.state if product.weights is not None else None
+    network = FeatureNet(build(product.backbone, state, seed), product.backbone).to(product.device)
+    _check_memory(len(product.samples) * product.patches, network.dim)
     with console.progress("embedding") as advance:
-        features, digests, sizes = embed_samples(network, preprocessor, samples, judged, device, advance)
+        features, digests, sizes = embed_samples(
+            network, product.preprocessor, product.samples, product.judged, product.device, advance
+        )
     if len(sizes) == 1:
         # where training saw one size, another at the station means another camera mode: squeezed, cropped or scaled
-        spec = spec.model_copy(update={"frame_size": next(iter(sizes))})
-        preprocessor = make_preprocessor(spec, mask)
+        spec = product.spec.model_copy(update={"frame_size": next(iter(sizes))})
+        product = replace(product, spec=spec, preprocessor=make_preprocessor(spec, product.mask))
     if not np.isfinite(features).all():
         raise TrainError("the network gave embeddings that are not finite; the weights do not suit these images")
-    return Normals(
-        spec,
-        mask,
-        preprocessor,
-        backbone,
-        weights,
-        network,
-        device,
-        samples,
-        digests,
-        in_bank,
-        features,
-        judged,
-        tuple(findings),
-    )
+    return Normals(**vars(product), network=network, digests=digests, features=features)
 
 
 def audit(settings: Settings, console: Console) -> tuple[list[Finding], int]:
-    """All findings among a folder's good images, and how many images there are. Raises as `open_normals`."""
-    normals = open_normals(settings, console, skip_unusable=True)
+    """All findings among a folder's good images, and how many images there are. Raises InspectionError."""
+    normals = embed_normals(open_product(settings, console, skip_unusable=True), settings.seed, console)
     total = len(normals.samples) + sum(finding.problem in ("duplicate", "unreadable") for finding in normals.findings)
     return [*normals.findings, *find_outliers(normals, select_coreset(normals, settings, console), console)], total
 
@@ -184,104 +81,6 @@ def find_outliers(normals: Normals, coreset: npt.NDArray[np.int64], console: Con
         return []
     with console.progress("leave one out") as advance:
         return leave_one_out(normals.features, image_of_row, coreset, normals.judged, normals.samples, progress=advance)
-
-
-def load_network(source: str | None, spec: BackboneSpec, seed: int, console: Console) -> tuple[FeatureNet, Weights | None]:
-    """Find and load the backbone's weights, saying what they are and what they lack; None for an untrained network.
-
-    Raises:
-        TrainError: no weights, with the remedy.
-    """
-    with console.progress("weights") as advance:
-        weights = find_weights(source, spec, advance)
-    if weights is None:
-        console.warn(f"untrained {spec.name} drawn from seed {seed}: scores will be much weaker than with ImageNet weights")
-    else:
-        absent = weights.absent_parts(spec)
-        lacks = f"; the file has no {', '.join(absent)}, which embeddings do not need" if absent else ""
-        console.say(f"weights: {weights.source} (SHA-256 {weights.sha256[:12]}){lacks}")
-    return FeatureNet(build(spec, weights.state if weights else None, seed), spec), weights
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` takes CUDA where it is; anything else is taken at its word. Raises TrainError for a device that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).cpu()  # and back: `meta` computes nothing
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise TrainError(f"device '{name}' cannot be used ({reason}); expected auto, cpu or cuda") from None
-    return device
-
-
-def _check_settings(settings: Settings) -> None:
-    """Refuse what no image can make right before any image is read."""
-    coreset_size(settings.coreset, 1)
-    Preprocessor(settings.size)
-    if not 0 <= settings.seed < 2**32:
-        raise TrainError(f"seed {settings.seed}, expected 0 to {2**32 - 1}")
-
-
-def _audit_pixels(dataset: Dataset, console: Console) -> list[Finding]:
-    with console.progress("audit") as advance:
-        return audit_images(dataset.train + dataset.validation, advance)
-
-
-def _usable(dataset: Dataset, findings: list[Finding], one_size: bool, skip: bool) -> Dataset:
-    """The dataset without images that cannot be embedded, or an error that lists them all."""
-    problems = ("unreadable", "wrong size") if one_size else ("unreadable",)
-    broken = {finding.sample: finding.detail for finding in findings if finding.problem in problems}
-    train = tuple(sample for sample in dataset.train if sample not in broken)
-    if broken and not (skip and train):
-        listed = "\n  ".join(f"{sample.path}: {detail}" for sample, detail in broken.items())
-        raise TrainError(f"{len(broken)} images cannot be used; replace or remove them:\n  {listed}")
-    validation = tuple(sample for sample in dataset.validation if sample not in broken)
-    return Dataset(dataset.root, dataset.layout, train, validation, dataset.test)
-
-
-def _order(dataset: Dataset, findings: list[Finding], seed: int) -> tuple[tuple[Sample, ...], int]:
-    """Distinct images, those for the bank first, and how many those are."""
-    copies = {finding.sample for finding in findings if finding.problem == "duplicate"}
-    samples = [sample for sample in dataset.train + dataset.validation if sample not in copies]
-    validation = set(dataset.validation)
-    held_out = {index for index, sample in enumerate(samples) if sample in validation}
-    if not held_out and len(samples) >= MIN_FOR_HOLD_OUT:
-        count = max(MIN_HELD_OUT, round(len(samples) / 10))
-        held_out = set(np.random.default_rng([seed, 0]).permutation(len(samples))[:count].tolist())
-    order = sorted(range(len(samples)), key=lambda index: (index in held_out, index))
-    return tuple(samples[i] for i in order), len(samples) - len(held_out)
-
-
-def _input_of(settings: Settings, first: Sample) -> tuple[Input, npt.NDArray[np.bool_] | None]:
-    mask = read_mask(settings.mask) if settings.mask is not None else None
-    high, wide = first.image().shape[:2]
-    tied = settings.roi is not None or mask is not None
-    roi = settings.roi
-    spec = Input(
-        size=settings.size,
-        roi=(roi.x, roi.y, roi.width, roi.height) if roi is not None else None,
-        frame_size=(high, wide) if tied else None,
-        mm_per_pixel=settings.mm_per_pixel,
-    )
-    return spec, mask
-
-
-def _say_coverage(preprocessor: Preprocessor, first: Sample, spec: Input, console: Console) -> None:
-    size = first.image().shape[:2]
-    high, wide = preprocessor.source_px_per_patch((size[0], size[1]), grid_of(preprocessor.size))
-    scale = spec.mm_per_pixel
-    physical = f" ({wide * scale:.2f} x {high * scale:.2f} mm)" if scale is not None else ""
-    console.say(
-        f"input: {spec.size[1]}x{spec.size[0]} from {size[1]}x{size[0]} pixels;"
-        f" one patch covers {wide:.1f} x {high:.1f} source pixels{physical}"
-    )
-    if max(high, wide) > _COARSE_PX:
-        console.warn(
-            f"a patch covers {max(high, wide):.0f} source pixels: much smaller defects will be lost;"
-            " crop with --roi, or raise --size"
-        )
 
 
 def _check_memory(rows: int, dim: int) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import datetime
-import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,6 @@ import jinja2
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from engines.atomic import new_folder
@@ -22,20 +20,22 @@ from engines.bundle import Bundle
 from engines.images import Image, encode_png
 from engines.inspector import anomaly_map, overlay
 from train import TrainError
+from train.adaptation_plots import adaptation_facts, adaptation_plots
 from train.data import Dataset, Sample
 from train.evaluate import ALL, Evaluation, judged_region
 from train.metrics import PRO_LIMIT, SPRO_LIMIT, Mask, image_roc
+from train.plots import INK, LDKNN_COLOUR, NN_COLOUR, plot
 
 MARK = "reb-train evaluation"  # in the page's <meta name="generator">: a folder with it may be replaced
 _PAGE = "index.html"
-_OWN_FILES = re.compile(r"index\.html|(histogram|roc|(miss|overkill)-\d+-(image|heat|mask))\.png")
+_OWN_FILES = re.compile(r"index\.html|(histogram|roc|adaptation|confusion|(miss|overkill)-\d+-(image|heat|mask))\.png")
 _WORST = 6
 _PICTURE_PX = 400  # longer side; more than the page shows, so that outlines stay sharp
 _OUTLINE = (255, 45, 85)
 
 _METHODS = {
-    "ldknn": ("LDKNN", "#c2410c"),
-    "nn": ("NN", "#1d4ed8"),
+    "ldknn": ("LDKNN", LDKNN_COLOUR),
+    "nn": ("NN", NN_COLOUR),
     "knn": ("KNN, mean of K", "#0891b2"),
     "kth-nn": ("K-th NN", "#65a30d"),
     "lof": ("LOF", "#7c3aed"),
@@ -54,7 +54,7 @@ _HEADLINES = {
     "aupro": "LDKNN, region by region, overkill up to 30 % of pixels",
     "spro": "LDKNN, saturated overlap, overkill up to 5 % of pixels",
 }
-_GOOD, _BAD, _INK = "#4b83b8", "#d9694a", "#3f4650"
+_GOOD, _BAD = "#4b83b8", "#d9694a"
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,12 @@ def write_report(folder: Path | str, evaluation: Evaluation, bundle: Bundle, dat
     stated = bundle.manifest.threshold
     threshold = stated.value if stated is not None else None
     files = {
-        "histogram.png": _figure(lambda axes: _draw_histogram(axes, scores[good], scores[~good], threshold)),
-        "roc.png": _figure(lambda axes: _draw_roc(axes, evaluation, good)),
+        "histogram.png": plot(lambda axes: _draw_histogram(axes, scores[good], scores[~good], threshold)),
+        "roc.png": plot(lambda axes: _draw_roc(axes, evaluation, good)),
     }
+    adaptation = bundle.manifest.provenance.adaptation
+    if adaptation is not None:
+        files |= adaptation_plots(adaptation)
     bad_order = np.flatnonzero(~good)[np.argsort(scores[~good], kind="stable")][:_WORST]
     good_order = np.flatnonzero(good)[np.argsort(-scores[good], kind="stable")][:_WORST]
     gallery = _Gallery(evaluation, bundle, threshold, files)
@@ -138,6 +141,7 @@ def write_report(folder: Path | str, evaluation: Evaluation, bundle: Bundle, dat
         misses=misses,
         overkill=overkill,
         notes=evaluation.notes,
+        adaptation=adaptation_facts(adaptation) if adaptation is not None else None,
         provenance=_provenance(bundle, dataset, evaluation),
     )
     with new_folder(folder) as temporary:
@@ -203,20 +207,6 @@ def _outlined(image: Image, mask: Mask) -> Image:
     return np.asarray(cv2.drawContours(image.copy(), outlines, -1, _OUTLINE, 2, cv2.LINE_AA), dtype=np.uint8)
 
 
-def _figure(draw: Callable[[Axes], None]) -> bytes:
-    figure = Figure(figsize=(5.6, 3.9), dpi=200, layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#9aa1ab")
-    axes.tick_params(colors=_INK, labelsize=9)
-    axes.xaxis.label.set_color(_INK)
-    axes.yaxis.label.set_color(_INK)
-    draw(axes)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
-
-
 def _draw_histogram(axes: Axes, good: npt.NDArray, bad: npt.NDArray, threshold: float | None) -> None:
     ends = np.concatenate([good, bad, [] if threshold is None else [threshold]])
     low, high = float(ends.min()), float(ends.max())
@@ -224,11 +214,11 @@ def _draw_histogram(axes: Axes, good: npt.NDArray, bad: npt.NDArray, threshold: 
     for scores, name, colour in ((good, "good", _GOOD), (bad, "defective", _BAD)):
         axes.hist(scores, edges, color=colour, alpha=0.62, label=f"{name} ({len(scores)})", edgecolor="white", linewidth=0.4)
     if threshold is not None:
-        axes.axvline(threshold, color=_INK, linestyle="--", linewidth=1.3, label=f"provisional threshold {threshold:.3f}")
+        axes.axvline(threshold, color=INK, linestyle="--", linewidth=1.3, label=f"provisional threshold {threshold:.3f}")
     axes.set_xlabel("LDKNN image score")
     axes.set_ylabel("images")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
 
 
 def _draw_roc(axes: Axes, evaluation: Evaluation, good: Mask) -> None:
@@ -243,7 +233,7 @@ def _draw_roc(axes: Axes, evaluation: Evaluation, good: Mask) -> None:
     axes.set_ylabel("defective parts rejected")
     axes.set_xlim(-0.01, 1.01)
     axes.set_ylim(-0.01, 1.02)
-    axes.legend(*(side[::-1] for side in axes.get_legend_handles_labels()), frameon=False, fontsize=9, labelcolor=_INK)
+    axes.legend(*(side[::-1] for side in axes.get_legend_handles_labels()), frameon=False, fontsize=9, labelcolor=INK)
 
 
 def _tiles(evaluation: Evaluation, good: Mask, threshold: float | None) -> list[tuple[str, str, str]]:

@@ -1,0 +1,75 @@
+"""How long and how hard an adaptation trains: the shape of its schedule, and how an update is cut into passes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from train import TrainError
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """SGD with a cosine learning rate over updates of many images.
+
+    Attributes:
+        name: of the preset.
+        updates: steps of the optimiser.
+        normals: good images an update; each yields itself and one image of every kind of defect.
+        passes: how many forward passes share an update; their gradients are averaged, and batch norm sees one pass.
+        warmup: first updates that train the head alone (and a tail that had to start at random).
+        cosine: the update at which the cosine would end.
+        learning_rate, final_learning_rate: at update 0 and at update `cosine`.
+        weight_decay, momentum: of SGD.
+        window_px: side of the square window of the network input that is trained on; None takes the whole input.
+    """
+
+    name: str
+    updates: int
+    normals: int
+    passes: int
+    warmup: int
+    cosine: int
+    learning_rate: float = 0.03
+    final_learning_rate: float = 1e-5
+    weight_decay: float = 3e-5
+    momentum: float = 0.9
+    window_px: int | None = None
+
+    def rate(self, update: int) -> float:
+        """Learning rate of an update, counted from 0 (Loshchilov and Hutter, arXiv 1608.03983, without restarts)."""
+        swing = (self.learning_rate - self.final_learning_rate) / 2
+        return self.final_learning_rate + swing * (1 + math.cos(math.pi * update / self.cosine))
+
+    def plan(self, processes: int, most_normals: int) -> Plan:
+        """Cut an update into equal passes, a multiple of `processes` of them, of at most `most_normals` normals each.
+
+        Raises:
+            TrainError: fewer than two normals fit into a pass: batch norm has nothing to normalise with.
+        """
+        if most_normals < 2:
+            raise TrainError("memory for fewer than 2 normals a pass; use a smaller --size or a machine with more memory")
+        passes = max(self.passes, math.ceil(self.normals / most_normals))
+        passes = math.ceil(passes / processes) * processes
+        return Plan(passes, max(2, math.ceil(self.normals / passes)))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Passes an update, and normals a pass."""
+
+    passes: int
+    normals: int
+
+
+# the authors' schedule: 3 sub-batches of 336 images, 300 updates, 39 of them with a frozen backbone
+PAPER = Schedule("paper", updates=300, normals=144, passes=3, warmup=39, cosine=330)
+QUICK = Schedule("quick", updates=120, normals=48, passes=1, warmup=15, cosine=132, window_px=128)
+PRESETS = {schedule.name: schedule for schedule in (PAPER, QUICK)}
+
+
+def preset(name: str) -> Schedule:
+    """Look a preset up. Raises TrainError for an unknown name."""
+    if name not in PRESETS:
+        raise TrainError(f"adaptation preset '{name}', expected one of: {', '.join(PRESETS)}")
+    return PRESETS[name]
