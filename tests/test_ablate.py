@@ -40,7 +40,7 @@ from train.sample import DEFECTS, write_sample
 from train.schedule import PRESETS, Schedule
 
 SIDE_PX = 64
-TINY = Schedule("quick", updates=2, normals=2, passes=1, warmup=1, cosine=3)
+TINY = Schedule("quick", updates=2, images=14, passes=1, warmup=1, cosine=3)
 CELLS = [f"{weights}-seed{seed}" for seed in (0, 1) for weights in ("initial", *COMPARED)]
 
 

@@ -36,9 +36,9 @@ from train.schedule import Plan, Schedule
 ROOT = Path(__file__).parents[1]
 SPEC = BACKBONES["resnet18"]
 CPU = Run(torch.device("cpu"), identity="tiny")
-TINY = Schedule("tiny", updates=2, normals=2, passes=1, warmup=0, cosine=10)
+TINY = Schedule("tiny", updates=2, images=6, passes=1, warmup=0, cosine=10)
 RESUMED = dataclasses.replace(TINY, updates=8, warmup=5)  # its checkpoint at 4 lies in the warm-up
-SHARED = dataclasses.replace(TINY, updates=2, normals=8, passes=4, warmup=1)
+SHARED = dataclasses.replace(TINY, updates=2, images=24, passes=4, warmup=1)
 EXAMINED = 6
 BIAS = (0.5, -1.0, 2.0)
 
@@ -151,7 +151,7 @@ def environment() -> dict[str, str]:
 
 
 def test_it_learns_to_tell_good_from_defective() -> None:
-    schedule = dataclasses.replace(TINY, updates=20, normals=4, cosine=22)
+    schedule = dataclasses.replace(TINY, updates=20, images=12, cosine=22)
     adapted = adapt_tiny(schedule)
     loss, accuracy = adapted.history.loss, adapted.history.accuracy
     assert len(loss) == len(accuracy) == 20
@@ -187,7 +187,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_others() -> None:
 
 @pytest.mark.usefixtures("known_logits")
 def test_the_loss_is_binary_cross_entropy_of_every_class_by_hand() -> None:
-    history = adapt_tiny(dataclasses.replace(TINY, updates=1, passes=2, normals=4)).history
+    history = adapt_tiny(dataclasses.replace(TINY, updates=1, passes=2, images=12)).history
     # a third of the pictures is of each class: -log sigmoid(b) for those, -log(1 - sigmoid(b)) for the others
     by_class = [(math.log1p(math.exp(-bias)) + 2 * math.log1p(math.exp(bias))) / 3 for bias in BIAS]
     assert history.loss == [pytest.approx(sum(by_class) / 3, rel=1e-6)]
@@ -195,7 +195,7 @@ def test_the_loss_is_binary_cross_entropy_of_every_class_by_hand() -> None:
 
 
 def test_passes_of_an_update_share_it_by_the_mean_of_their_gradients() -> None:
-    schedule = dataclasses.replace(TINY, updates=1, passes=2, normals=4, weight_decay=0.01)
+    schedule = dataclasses.replace(TINY, updates=1, passes=2, images=12, weight_decay=0.01)
     network, _ = make_kindnet(SPEC, None, 3, 0)
     freeze(network, trunk=False, tail=False, statistics=False)
     weight = network.trunk.get_parameter("conv1.weight")
@@ -258,6 +258,19 @@ def test_an_untrained_network_trains_from_the_first_update(networks: list[KindNe
     assert not torch.equal(state["trunk.conv1.weight"], build(SPEC, None, 0).state_dict()["conv1.weight"])
 
 
+@pytest.mark.parametrize("name", ["resnet18", "vgg11_bn", "wide_resnet50_2"])  # the largest is the last with more blocks
+def test_every_backbone_trains(name: str) -> None:
+    clean = torch.from_numpy(np.stack(tiny_images()))
+    spec = BACKBONES[name]
+    initial = build(spec, None, 5).state_dict()
+    schedule = dataclasses.replace(TINY, updates=1, learning_rate=0.001)
+    adapted = adapt(tiny_task(), tiny_task(seed=1), clean, spec, initial, schedule, 0, CPU)
+    assert all(math.isfinite(loss) for loss in adapted.history.loss)
+    network = build(spec, adapted.state, 0)  # what comes back loads where it came from
+    first = next(iter(network.state_dict()))
+    assert not torch.equal(network.state_dict()[first], initial[first])
+
+
 # ---- what is said
 
 
@@ -290,7 +303,7 @@ def test_progress_and_logs_tell_every_update() -> None:
 def test_little_memory_takes_more_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train.adapt, "bytes_to_train", lambda network, pictures: 1000)
     monkeypatch.setattr(train.adapt, "_available_bytes", lambda: 5000)  # of which a part stays free: room for 3
-    schedule = dataclasses.replace(TINY, updates=1, normals=6)
+    schedule = dataclasses.replace(TINY, updates=1, images=18)
     assert adapt_tiny(schedule).plan == Plan(passes=2, normals=3)
     monkeypatch.setattr(train.adapt, "_available_bytes", lambda: 1500)
     with pytest.raises(TrainError, match="memory for fewer than 2 normals"):

@@ -42,7 +42,7 @@ from train.weights import Weights, find_weights, write_weights
 
 SIDE_PX = 64
 PARTS, HELD_OUT = 20, 3
-TINY = Schedule("quick", updates=4, normals=3, passes=1, warmup=1, cosine=5, window_px=48)
+TINY = Schedule("quick", updates=4, images=21, passes=1, warmup=1, cosine=5, window_px=48)
 SPEC = BACKBONES["resnet18"]
 
 
@@ -441,7 +441,7 @@ def test_older_makers_have_classes_of_their_own(maker: str, kinds: tuple[str, ..
     record = adapted_to(data, tmp_path / "x.safetensors", request_for(maker=maker), few_shot=3).weights.adaptation
     assert record is not None
     assert (record.maker, record.classes) == (maker, ("good", *kinds))
-    assert record.images_per_update == 3 * (1 + len(kinds))
+    assert record.images_per_update == round(21 / (1 + len(kinds))) * (1 + len(kinds))
 
 
 def saliency_masks(data: Path, folder: Path) -> Path:

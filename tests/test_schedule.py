@@ -21,7 +21,7 @@ def test_the_papers_numbers() -> None:
     assert (PAPER.weight_decay, PAPER.momentum) == (3e-5, 0.9)
     assert PAPER.window_px is None
     # about 1024 images an update: 3 sub-batches of 336, each a good image and its six defects
-    assert PAPER.plan(1, PLENTY) == Plan(passes=3, normals=48)
+    assert PAPER.plan(7, 1, PLENTY) == Plan(passes=3, normals=48)
     assert 7 * 48 == 336
 
 
@@ -71,12 +71,12 @@ def test_the_rate_never_rises_and_stays_between_its_ends(cosine: int, first: flo
     ],
 )
 def test_little_memory_and_many_processes_take_more_passes(processes: int, most_normals: int, plan: Plan) -> None:
-    assert PAPER.plan(processes, most_normals) == plan
+    assert PAPER.plan(7, processes, most_normals) == plan
 
 
 @given(normals=st.integers(2, 400), passes=st.integers(1, 8), processes=st.integers(1, 9), most_normals=st.integers(2, 500))
 def test_a_plan_shows_all_normals_in_shares_that_fit(normals: int, passes: int, processes: int, most_normals: int) -> None:
-    plan = Schedule("any", 10, normals, passes, 0, 10).plan(processes, most_normals)
+    plan = Schedule("any", 10, 5 * normals, passes, 0, 10).plan(5, processes, most_normals)
     assert plan.passes * plan.normals >= normals
     assert plan.passes % processes == 0
     assert plan.passes >= passes
@@ -85,7 +85,12 @@ def test_a_plan_shows_all_normals_in_shares_that_fit(normals: int, passes: int, 
     assert plan.normals == 2 or plan.passes * (plan.normals - 1) < normals
 
 
+def test_makers_of_fewer_kinds_train_on_as_many_images() -> None:
+    assert PAPER.plan(2, 1, PLENTY) == Plan(passes=3, normals=168)
+    assert PAPER.plan(3, 1, PLENTY) == Plan(passes=3, normals=112)
+
+
 @pytest.mark.parametrize("most_normals", [1, 0])
 def test_memory_for_less_than_two_normals_is_an_error(most_normals: int) -> None:
     with pytest.raises(TrainError, match="memory for fewer than 2 normals a pass; use a smaller --size"):
-        PAPER.plan(1, most_normals)
+        PAPER.plan(7, 1, most_normals)

@@ -149,7 +149,7 @@ def adapt(
         first, plan, history = _restore(run, network, optimiser)
         run.say(f"going on after update {first} of {schedule.updates}")
     else:
-        first, plan, history = 0, schedule.plan(processes, _most_normals(network, task, run)), History()
+        first, plan, history = 0, schedule.plan(len(task.classes), processes, _most_normals(network, task, run)), History()
     images = plan.normals * len(task.classes)
     run.say(f"adapting for {schedule.updates} updates of {plan.passes * images} images, {images} at a time")
     batches = passes(task, plan, range(first, schedule.updates), rank=rank, processes=processes, workers=run.workers)

@@ -66,26 +66,33 @@ class Task(Dataset[npt.NDArray[np.uint8]]):
         """Pictures uint8 (classes, h, w, 3). Every image has its turn before one comes again, in shuffled order."""
         index = _shuffled(self._seed, draw // len(self._images), len(self._images))[draw % len(self._images)]
         rng = np.random.default_rng([self._seed, draw, 1])
-        image, ignored = self._images[index], self._ignored
+        image = self._images[index]
         salient = self._saliency[index] if self._saliency is not None else None
         if self._augment:
             image = jitter(image, Jitter(*rng.uniform(-_JITTER, _JITTER, 4)), grey=is_grey(image))
-            image, salient, ignored = _turn(rng, image, salient, ignored)
-        pictures = [self._window_at(rng, _blank(image, ignored), _centre(rng, salient, image.shape))]
+        pictures = [self._window_at(rng, self._blank(image), _centre(rng, salient, image.shape))]
         for kind in self._maker.kinds:
-            defect = self._defect(index, kind, draw, image, salient, ignored)
+            defect = self._defect(index, kind, draw, image, salient)
             x, y, width, height = defect.box
-            pictures.append(self._window_at(rng, _blank(defect.image, ignored), (x + width // 2, y + height // 2)))
-        return np.stack(pictures)
+            pictures.append(self._window_at(rng, self._blank(defect.image), (x + width // 2, y + height // 2)))
+        # turned with its defect, so that the grain of a fill never tells which way the picture was turned
+        return _turned(rng, np.stack(pictures)) if self._augment else np.stack(pictures)
 
-    def _defect(self, index: int, kind: str, draw: int, image: Image, salient: Mask | None, ignored: Mask | None) -> Defect:
+    def _defect(self, index: int, kind: str, draw: int, image: Image, salient: Mask | None) -> Defect:
         """A defect of which something shows: one under the mask would be a good image that is called bad."""
         for attempt in range(_ATTEMPTS):
             number = draw + attempt * _APART
             defect = self._maker.draw(index, kind, seed=self._seed, draw=number, image=image, saliency=salient)
-            if ignored is None or (defect.changed & ~ignored).any():
+            if self._ignored is None or (defect.changed & ~self._ignored).any():
                 break
         return defect
+
+    def _blank(self, image: Image) -> Image:
+        if self._ignored is None:
+            return image
+        image = image.copy()
+        image[self._ignored] = _BLANK  # within half a grey level of what the station's preprocessing makes of them
+        return image
 
     def _window_at(self, rng: np.random.Generator, image: Image, centre: tuple[int, int]) -> Image:
         """A square window that holds `centre` in its middle half, where the image's border lets it."""
@@ -149,26 +156,12 @@ def _shuffled(seed: int, epoch: int, count: int) -> tuple[int, ...]:
     return tuple(np.random.default_rng([seed, epoch, 2]).permutation(count).tolist())
 
 
-def _turn(
-    rng: np.random.Generator, image: Image, salient: Mask | None, ignored: Mask | None
-) -> tuple[Image, Mask | None, Mask | None]:
-    """One of the orientations that keep the input's shape: eight of a square, four of a rectangle."""
-    square = image.shape[0] == image.shape[1]
+def _turned(rng: np.random.Generator, pictures: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Pictures (n, h, w, 3) in one of the orientations that keep their shape: eight of a square, four of a rectangle."""
     transpose, flip, mirror = (bool(bit) for bit in rng.integers(0, 2, 3))
-
-    def apply(array: npt.NDArray) -> npt.NDArray:
-        array = np.swapaxes(array, 0, 1) if transpose and square else array
-        return np.ascontiguousarray(array[:: -1 if flip else 1, :: -1 if mirror else 1])
-
-    return apply(image), None if salient is None else apply(salient), None if ignored is None else apply(ignored)
-
-
-def _blank(image: Image, ignored: Mask | None) -> Image:
-    if ignored is None:
-        return image
-    image = image.copy()
-    image[ignored] = _BLANK  # within half a grey level of what the station's preprocessing makes of them
-    return image
+    if transpose and pictures.shape[1] == pictures.shape[2]:
+        pictures = pictures.swapaxes(1, 2)
+    return np.ascontiguousarray(pictures[:, :: -1 if flip else 1, :: -1 if mirror else 1])
 
 
 def _centre(rng: np.random.Generator, salient: Mask | None, shape: tuple[int, ...]) -> tuple[int, int]:

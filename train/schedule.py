@@ -15,7 +15,7 @@ class Schedule:
     Attributes:
         name: of the preset.
         updates: steps of the optimiser.
-        normals: good images an update; each yields itself and one image of every kind of defect.
+        images: an update; each good image of it is accompanied by one image of every kind of defect made from it.
         passes: how many forward passes share an update; their gradients are averaged, and batch norm sees one pass.
         warmup: first updates that train the head alone (and a tail that had to start at random).
         cosine: the update at which the cosine would end.
@@ -26,7 +26,7 @@ class Schedule:
 
     name: str
     updates: int
-    normals: int
+    images: int
     passes: int
     warmup: int
     cosine: int
@@ -41,17 +41,23 @@ class Schedule:
         swing = (self.learning_rate - self.final_learning_rate) / 2
         return self.final_learning_rate + swing * (1 + math.cos(math.pi * update / self.cosine))
 
-    def plan(self, processes: int, most_normals: int) -> Plan:
+    def plan(self, classes: int, processes: int, most_normals: int) -> Plan:
         """Cut an update into equal passes, a multiple of `processes` of them, of at most `most_normals` normals each.
+
+        Args:
+            classes: images that a normal yields: itself and its defects.
+            processes: that share an update.
+            most_normals: that a pass has memory for.
 
         Raises:
             TrainError: fewer than two normals fit into a pass: batch norm has nothing to normalise with.
         """
         if most_normals < 2:
             raise TrainError("memory for fewer than 2 normals a pass; use a smaller --size or a machine with more memory")
-        passes = max(self.passes, math.ceil(self.normals / most_normals))
+        normals = round(self.images / classes)
+        passes = max(self.passes, math.ceil(normals / most_normals))
         passes = math.ceil(passes / processes) * processes
-        return Plan(passes, max(2, math.ceil(self.normals / passes)))
+        return Plan(passes, max(2, math.ceil(normals / passes)))
 
 
 @dataclass(frozen=True)
@@ -63,8 +69,8 @@ class Plan:
 
 
 # the authors' schedule: 3 sub-batches of 336 images, 300 updates, 39 of them with a frozen backbone
-PAPER = Schedule("paper", updates=300, normals=144, passes=3, warmup=39, cosine=330)
-QUICK = Schedule("quick", updates=120, normals=48, passes=1, warmup=15, cosine=132, window_px=128)
+PAPER = Schedule("paper", updates=300, images=1008, passes=3, warmup=39, cosine=330)
+QUICK = Schedule("quick", updates=280, images=168, passes=1, warmup=80, cosine=308, learning_rate=0.02, window_px=128)
 PRESETS = {schedule.name: schedule for schedule in (PAPER, QUICK)}
 
 
