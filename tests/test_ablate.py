@@ -594,4 +594,4 @@ def test_the_door_runs_in_one_process(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["ablate", "--data", str(product), "--out", str(tmp_path / "out"), *QUICK]) == 2
-    assert capsys.readouterr().err == "error: ablate runs in one process; leave torchrun out\n"
+    assert capsys.readouterr().err == "error: WORLD_SIZE is 2: torchrun is for `train adapt` alone; start this without it\n"

@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import train.adapt
+import train.checkpoint
 from calibration.defects import Defect, Mask
+from engines import EngineError
 from engines.images import Image
 from tests.fakes import flip_byte
 from train import TrainError
@@ -35,7 +37,7 @@ from train.schedule import Plan, Schedule
 
 ROOT = Path(__file__).parents[1]
 SPEC = BACKBONES["resnet18"]
-CPU = Run(torch.device("cpu"), identity="tiny")
+CPU = Run(torch.device("cpu"), identity={"task": "tiny"})
 TINY = Schedule("tiny", updates=2, images=6, passes=1, warmup=0, cosine=10)
 RESUMED = dataclasses.replace(TINY, updates=8, warmup=5)  # its checkpoint at 4 lies in the warm-up
 SHARED = dataclasses.replace(TINY, updates=2, images=24, passes=4, warmup=1)
@@ -302,16 +304,13 @@ def test_progress_and_logs_tell_every_update() -> None:
 
 def test_little_memory_takes_more_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train.adapt, "bytes_to_train", lambda network, pictures: 1000)
-    monkeypatch.setattr(train.adapt, "_available_bytes", lambda: 5000)  # of which a part stays free: room for 3
-    schedule = dataclasses.replace(TINY, updates=1, images=18)
-    assert adapt_tiny(schedule).plan == Plan(passes=2, normals=3)
-    monkeypatch.setattr(train.adapt, "_available_bytes", lambda: 1500)
+    monkeypatch.setattr(train.adapt, "available_bytes", lambda device: 5000)  # of which a part stays free: room for 3
+    schedule, said = dataclasses.replace(TINY, updates=1, images=18), list[str]()
+    assert adapt_tiny(schedule, dataclasses.replace(CPU, say=said.append)).plan == Plan(passes=2, normals=3)
+    assert said[1].startswith("warning: the preset has 1 passes an update, this run 2, for memory or to share them")
+    monkeypatch.setattr(train.adapt, "available_bytes", lambda device: 1500)
     with pytest.raises(TrainError, match="memory for fewer than 2 normals"):
         adapt_tiny(schedule)
-
-
-def test_this_machine_has_memory() -> None:
-    assert 2**20 < train.adapt._available_bytes() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 # ---- training that fails
@@ -403,8 +402,8 @@ def resume(checkpoint: Path | None, **changed: Any) -> Adapted:
 
 
 def test_a_checkpoint_of_other_settings_is_refused(saved: Path) -> None:
-    with pytest.raises(TrainError, match=r"is of another run: it was made with\n  tiny\nthis one is\n  other\n.*start afresh"):
-        resume(saved, identity="other")
+    with pytest.raises(TrainError, match=r"is of another run \(task tiny, now other; size nothing, now 3\); give the same"):
+        resume(saved, identity={"task": "other", "size": 3})
     assert saved.is_file()
 
 
@@ -416,8 +415,26 @@ def test_a_checkpoint_that_the_processes_cannot_share_is_refused(saved: Path, mo
 
 def test_no_checkpoint_is_nothing_to_go_on_from(tmp_path: Path) -> None:
     for checkpoint in (tmp_path / "none", None):
-        with pytest.raises(TrainError, match="no such checkpoint to go on from; leave --resume out to start afresh"):
+        with pytest.raises(TrainError, match=r"no (such )?checkpoint to go on from; leave --resume out to start afresh"):
             resume(checkpoint)
+
+
+def test_a_checkpoint_that_cannot_be_written_does_not_end_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, data: bytes) -> None:
+        raise EngineError(f"{path}: could not be written (No space left on device)")
+
+    monkeypatch.setattr(train.checkpoint, "write_file", full)
+    monkeypatch.setattr(train.adapt, "_CHECKPOINT_UPDATES", 1)
+    said: list[str] = []
+    run = dataclasses.replace(CPU, checkpoint=tmp_path / "checkpoint", say=said.append)
+    assert same(adapt_tiny(TINY, run).state, adapt_tiny(TINY).state)
+    assert len([line for line in said if "No space left on device); going on without a checkpoint of update" in line]) == 2
+
+
+def test_slow_updates_are_saved_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train.adapt, "_CHECKPOINT_S", -1.0)
+    adapt_tiny(TINY, dataclasses.replace(CPU, checkpoint=tmp_path / "checkpoint"))
+    assert (tmp_path / "checkpoint").is_file()
 
 
 def cut(path: Path) -> None:
@@ -460,20 +477,38 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
 
 # ---- several processes
 
+_ALONE = """
+    from train.processes import processes_of_run, torchrun
+    import torch
+    from torch import distributed
+
+    with torchrun("cpu"):
+        if processes_of_run()[0] == 0:
+            raise OSError("disk full")
+        distributed.all_reduce(torch.ones(1))
+"""
+
+
+def test_a_process_that_fails_alone_does_not_leave_the_others_waiting(tmp_path: Path) -> None:
+    done = launch(_ALONE, tmp_path)
+    assert done.returncode != 0
+    assert "disk full" in done.stderr
+
+
 _PROCESSES = """
     import dataclasses, json, sys
     from pathlib import Path
     import torch
     import train.adapt
     from tests.test_adapt import CPU, SHARED, adapt_tiny, initial_weights
-    from train.adaptation import torchrun
+    from train.processes import torchrun
 
     torch.set_num_threads(1)
     with torchrun("auto") as device:
         rank, processes = train.adapt.processes_of_run()
         # the second process has room for two normals a pass alone, the first for all
         train.adapt.bytes_to_train = lambda network, pictures: 1000
-        train.adapt._available_bytes = lambda: 10**9 if rank == 0 else 3000
+        train.adapt.available_bytes = lambda device: 10**9 if rank == 0 else 3000
         schedule = dataclasses.replace(SHARED, passes=2)
         adapted = adapt_tiny(schedule, dataclasses.replace(CPU, device=torch.device(device)), initial_weights(tail=False))
         told = {"loss": adapted.history.loss, "accuracy": adapted.history.accuracy, "passes": adapted.plan.passes}
@@ -488,12 +523,16 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
+def launch(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     launcher += ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
-    words = [*launcher, program(_PROCESSES, tmp_path), str(tmp_path)]
+    words = [*launcher, program(text, folder), str(folder)]
     surroundings = {**environment(), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(words, env=surroundings, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(words, env=surroundings, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
+    done = launch(_PROCESSES, tmp_path)
     assert done.returncode == 0, done.stderr
     first, second = (json.loads((tmp_path / f"{rank}-of-2.json").read_text()) for rank in (0, 1))
     alone = adapt_tiny(SHARED, CPU, initial_weights(tail=False))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import train.adapt
 import train.adaptation
 import train.fit
+import train.processes
 import train.product
 from calibration import CalibrationError
 from calibration.defects import KINDS
@@ -31,10 +33,11 @@ from engines.verify import verify_golden
 from tests.test_fit import Talk, exported_once
 from train import TrainError
 from train.__main__ import main
-from train.adaptation import Request, adapt_to_file, draw_defects, torchrun
+from train.adaptation import Request, adapt_to_file, draw_defects
 from train.backbones import BACKBONES, build, build_tail
 from train.features import FeatureNet, embed
 from train.fit import fit
+from train.processes import available_bytes, processes_of_run, torchrun
 from train.product import Console, Settings, open_product
 from train.sample import write_sample
 from train.schedule import PRESETS, Schedule
@@ -186,7 +189,7 @@ def test_a_person_reads_what_happens(adapted: Done) -> None:
     assert any(line.startswith("update 4 of 4: loss ") for line in said)
     assert any(line.startswith("adapted in 0.") and "right on held-out images" in line for line in said)
     assert said[-1] == f"wrote {adapted.path}"
-    assert adapted.talk.bars == ["weights", "audit", "images", "saliency", "adapting"]
+    assert adapted.talk.bars == ["weights", "audit", "images", "saliency", "saliency", "adapting"]
 
 
 def test_the_file_holds_a_trunk_and_the_record_and_no_checkpoint_is_left(adapted: Done) -> None:
@@ -395,7 +398,7 @@ def test_an_interrupted_adaptation_goes_on_to_the_same_weights_with_the_same_set
         ({"mask": mask, "few_shot": 19}, going_on),
         ({"mask": mask}, dataclasses.replace(going_on, maker="cutpaste")),
     ):
-        with pytest.raises(TrainError, match="is of another run: it was made with"):
+        with pytest.raises(TrainError, match=r"is of another run \(.* now .*\); give the same settings"):
             adapted_to(data, out, changed_request, **changed)
     assert contents(out.parent) == before
 
@@ -514,10 +517,54 @@ def test_without_torchrun_there_is_one_process(monkeypatch: pytest.MonkeyPatch) 
             monkeypatch.setenv("WORLD_SIZE", world_size)
         with torchrun("auto") as device:
             assert device == "auto"
-            assert train.adapt.processes_of_run() == (0, 1)
+            assert processes_of_run() == (0, 1)
+
+
+@pytest.mark.parametrize("text", ["2", "two", "0"])
+def test_an_environment_that_torchrun_did_not_make_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", text)
+    with pytest.raises(TrainError, match=f"WORLD_SIZE is '{text}' .*; start several processes with torchrun"), torchrun("auto"):
+        pass
+
+
+def test_memory_is_what_the_machine_and_its_limits_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(train.processes, "_CGROUP", tmp_path)
+    unlimited = available_bytes(cpu)
+    assert 2**20 < unlimited <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    (tmp_path / "memory.current").write_text("3000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_bytes(cpu) > 2**20
+    (tmp_path / "memory.max").write_text("1003000\n")
+    assert available_bytes(cpu) == 1_000_000
+    monkeypatch.setattr(train.processes, "processes_of_run", lambda: (0, 4))
+    assert available_bytes(cpu) == 250_000
+
+
+def test_nothing_of_a_held_out_image_reaches_the_weights(data: Path, tmp_path: Path) -> None:
+    """Not even through the estimate of where the part is."""
+    usual = adapted_to(data, tmp_path / "usual.safetensors").weights
+    copy = tmp_path / "copy"
+    shutil.copytree(data, copy)
+    for sample in open_product(settings_for(copy), Talk().console).held_out:
+        image = read_image(sample.path)
+        image[:, :] = image.mean(axis=(0, 1)).astype(np.uint8) + image[:, ::-1] // 4
+        sample.path.write_bytes(encode_png(image))
+    assert same(adapted_to(copy, tmp_path / "other.safetensors").weights, usual)
 
 
 # ---- the door
+
+
+def test_options_of_the_adaptation_without_one_are_refused(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["fit", "--data", str(data), "--out", str(tmp_path / "b"), "--resume", "--maker", "draem", *WORDS]
+    assert main(words) == 2
+    expected = "error: --maker, --resume without --adapt, which alone uses it; add --adapt paper|quick\n"
+    assert capsys.readouterr().err == expected
+    assert not (tmp_path / "b").exists()
+
 
 WORDS = ["--size", str(SIDE_PX)]
 
@@ -564,4 +611,4 @@ def test_fit_leaves_several_processes_to_adapt(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["fit", "--data", str(data), "--out", str(tmp_path / "b"), "--adapt", "quick", *WORDS]) == 2
-    assert "fit runs in one process; adapt under torchrun (train adapt), then fit --weights FILE" in capsys.readouterr().err
+    assert "WORLD_SIZE is 2: torchrun is for `train adapt` alone" in capsys.readouterr().err

@@ -298,11 +298,6 @@ def test_the_good_images_window_lies_on_the_part() -> None:
         assert max(values) > 60
 
 
-def test_an_image_smaller_than_the_window_stays_whole() -> None:
-    assert task_on([places(40, 90)], maker=Square(), window_px=41)[0].shape == (2, 40, 90, 3)
-    assert task_on([places(40, 90)], maker=Square(), window_px=None)[0].shape == (2, 40, 90, 3)
-
-
 # ---- passes
 
 

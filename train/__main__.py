@@ -1,4 +1,4 @@
-"""The train door: `python -m train sample|audit|defects|adapt|fit|evaluate|ablate`."""
+"""The train door: `python -m train sample|audit|defects|adapt|fit|evaluate|ablate|pretrain`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     words = sys.argv[1:] if argv is None else list(argv)
     arguments.command = shlex.join(["train", *words])
-    return console.run_door(arguments.run, arguments)
+    return console.run_door(_run, arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.run is not _adapt and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise TrainError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: torchrun is for `train adapt` alone; start this without it"
+        )
+    return int(arguments.run(arguments))
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -284,7 +292,8 @@ def _defects(arguments: argparse.Namespace) -> int:
 
 def _adapt(arguments: argparse.Namespace) -> int:
     _need_extra()
-    from train.adaptation import adapt_to_file, torchrun
+    from train.adaptation import adapt_to_file
+    from train.processes import torchrun
 
     with torchrun(arguments.device) as device:
         settings = dataclasses.replace(_settings(arguments), device=device)
@@ -297,9 +306,9 @@ def _fit(arguments: argparse.Namespace) -> int:
     from train.fit import fit
 
     request = None
-    if arguments.adapt is not None:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise TrainError("fit runs in one process; adapt under torchrun (train adapt), then fit --weights FILE")
+    if arguments.adapt is None:
+        _refuse_adapting(arguments)
+    else:
         request = _request(arguments, arguments.adapt)
     result = fit(_settings(arguments), arguments.out, _talk(), request)
     threshold = result.threshold
@@ -350,8 +359,6 @@ def _ablate(arguments: argparse.Namespace) -> int:
     from train.ablation_table import few_shot_table, makers_table
     from train.adaptation import Request
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise TrainError("ablate runs in one process; leave torchrun out")
     request = Request(arguments.preset, saliency=arguments.saliency, precision=arguments.precision, workers=arguments.workers)
     study = Study(_settings(arguments), request, arguments.seeds, arguments.out)
     if arguments.counts is None:
@@ -372,6 +379,14 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
     names = [field.name for field in dataclasses.fields(Settings) if hasattr(arguments, field.name)]
     return Settings(**{name: getattr(arguments, name) for name in names})
+
+
+def _refuse_adapting(arguments: argparse.Namespace) -> None:
+    """An option of the adaptation without one would be lost without a word."""
+    usual = {"maker": "defectmaker", "saliency": None, "workers": None, "precision": "auto", "resume": False, "logs": None}
+    given = [f"--{name}" for name, value in usual.items() if getattr(arguments, name) != value]
+    if given:
+        raise TrainError(f"{', '.join(given)} without --adapt, which alone uses it; add --adapt {'|'.join(PRESETS)}")
 
 
 def _request(arguments: argparse.Namespace, preset: str) -> Request:

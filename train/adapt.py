@@ -13,11 +13,9 @@ statistics to keep: it normalises by the batch, and at the end takes the statist
 from __future__ import annotations
 
 import contextlib
-import io
 import math
 import time
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -26,14 +24,16 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from engines.atomic import write_file
+from engines import EngineError
 from train import TrainError
 from train.backbones import BackboneSpec
 from train.batches import Task, labels_of, passes
+from train.checkpoint import load_checkpoint, save_checkpoint
 from train.kindnet import KindNet, bytes_to_train, freeze, make_kindnet, take_statistics
+from train.processes import available_bytes, processes_of_run
 from train.schedule import Plan, Schedule
 
-_CHECKPOINT_UPDATES = 20
+_CHECKPOINT_UPDATES, _CHECKPOINT_S = 20, 300.0  # whichever comes first
 _COLLAPSED_UPDATES = 20  # in a row after the warm-up with one answer to everything
 _ONE_ANSWER = 0.99
 _EXAMINED = 64  # normals
@@ -65,7 +65,7 @@ class Run:
     workers: int = 0
     checkpoint: Path | None = None
     resume: bool = False
-    identity: str = ""
+    identity: Mapping[str, object] = field(default_factory=dict)
     say: Callable[[str], None] = lambda line: None
     advance: Callable[[int, int, str], None] = lambda done, total, note: None
     log: Callable[[int, dict[str, float]], None] | None = None
@@ -86,6 +86,14 @@ class History:
     seconds: float = 0.0
     waiting: float = 0.0
     one_answer: int = 0
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What a checkpoint holds the state of."""
+
+    network: KindNet
+    optimiser: torch.optim.Optimizer
 
 
 @dataclass(frozen=True)
@@ -144,29 +152,47 @@ def adapt(
     optimiser = torch.optim.SGD(
         network.parameters(), schedule.learning_rate, momentum=schedule.momentum, weight_decay=schedule.weight_decay
     )
+    kept = _Kept(network, optimiser)
     rank, processes = processes_of_run()
     if run.resume:
-        first, plan, history = _restore(run, network, optimiser)
+        first, plan, history = _restore(run, kept)
         run.say(f"going on after update {first} of {schedule.updates}")
     else:
         first, plan, history = 0, schedule.plan(len(task.classes), processes, _most_normals(network, task, run)), History()
     images = plan.normals * len(task.classes)
     run.say(f"adapting for {schedule.updates} updates of {plan.passes * images} images, {images} at a time")
-    batches = passes(task, plan, range(first, schedule.updates), rank=rank, processes=processes, workers=run.workers)
+    if plan.passes > schedule.passes:
+        run.say(
+            f"warning: the preset has {schedule.passes} passes an update, this run {plan.passes}, for memory or to share them"
+            f" among processes: batch norm sees {images} images at a time, and the weights will differ from other machines'"
+        )
+    batches = passes(
+        task,
+        plan,
+        range(first, schedule.updates),
+        rank=rank,
+        processes=processes,
+        workers=run.workers,
+        pinned=run.device.type == "cuda",
+    )
     trained = initial is not None
     model: nn.Module | None = None
-    for update in range(first, schedule.updates):
-        if model is None or update == schedule.warmup:
-            warming = update < schedule.warmup
-            freeze(network, trunk=warming and trained, tail=warming and tail_loaded, statistics=trained)
-            model = DistributedDataParallel(network, broadcast_buffers=False) if processes > 1 else network
-        for group in optimiser.param_groups:
-            group["lr"] = schedule.rate(update)
-        seen = _update(model, optimiser, batches, plan.passes // processes, len(task.classes), run)
-        _note(history, seen, update, schedule)
-        _tell(run, history, seen, update, schedule, task.classes)
-        if rank == 0 and run.checkpoint is not None and (update + 1) % _CHECKPOINT_UPDATES == 0:
-            _save(run, update + 1, plan, history, network, optimiser)
+    saved = time.monotonic()
+    with _as_precise_as_asked(run):
+        for update in range(first, schedule.updates):
+            if model is None or update == schedule.warmup:
+                warming = update < schedule.warmup
+                freeze(network, trunk=warming and trained, tail=warming and tail_loaded, statistics=trained)
+                model = DistributedDataParallel(network, broadcast_buffers=False) if processes > 1 else network
+            for group in optimiser.param_groups:
+                group["lr"] = schedule.rate(update)
+            seen = _update(model, optimiser, batches, plan.passes // processes, len(task.classes), run)
+            _note(history, seen, update, schedule)
+            _tell(run, history, seen, update, schedule, task.classes)
+            due = (update + 1) % _CHECKPOINT_UPDATES == 0 or time.monotonic() - saved > _CHECKPOINT_S
+            if rank == 0 and run.checkpoint is not None and due:
+                _save(run, run.checkpoint, update + 1, plan, history, kept)
+                saved = time.monotonic()
     confusion = _examine(network.eval(), examination, run)
     if not trained:
         take_statistics(network, clean)
@@ -174,13 +200,6 @@ def adapt(
     if not all(bool(torch.isfinite(tensor).all()) for tensor in state.values()):
         raise TrainingFailedError(_diverged(f"the weights after update {schedule.updates} are not finite numbers"))
     return Adapted(state, plan, history, tail_loaded, confusion)
-
-
-def processes_of_run() -> tuple[int, int]:
-    """This process's rank, and how many there are: (0, 1) without `torchrun`."""
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
 
 
 def _update(
@@ -194,7 +213,7 @@ def _update(
     optimiser.zero_grad(set_to_none=True)
     for number in range(count):
         asked = time.monotonic()
-        pictures = next(batches)
+        pictures = _next(batches)
         waited += time.monotonic() - asked
         labels = labels_of(pictures, classes).to(run.device)
         with _gradients_travel(model, number + 1 == count):
@@ -211,6 +230,30 @@ def _update(
         distributed.all_reduce(answers)
     loss_mean = float(loss_sum) / processes  # waits for the device, so the clock below is right
     return _Seen(loss_mean, answers.reshape(classes, classes).cpu(), time.monotonic() - begun, waited)
+
+
+@contextlib.contextmanager
+def _as_precise_as_asked(run: Run) -> Iterator[None]:
+    """float32 is not TF32, which cuDNN would take for it; and memory that runs out is an answer, not a traceback."""
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=run.precision != torch.float32):
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise TrainError(
+                f"{run.device}: out of memory ({str(error).splitlines()[0]}); end what else runs there and go on with --resume,"
+                " or take a smaller --size"
+            ) from None
+
+
+def _next(batches: Iterator[Tensor]) -> Tensor:
+    try:
+        return next(batches)
+    except RuntimeError as error:  # how a DataLoader says that a worker died, or raised
+        reason = str(error).strip().splitlines()[-1]
+        raise TrainError(
+            f"pictures cannot be drawn ({reason}); where workers run out of shared memory, give fewer (--workers 0 for none) or"
+            " more of it (a container's --shm-size)"
+        ) from None
 
 
 def _gradients_travel(model: nn.Module, now: bool) -> contextlib.AbstractContextManager[object]:
@@ -274,20 +317,10 @@ def _most_normals(network: KindNet, task: Task, run: Run) -> int:
     pictures = torch.from_numpy(task[0]).to(run.device)
     with _mixed(run):
         needed = bytes_to_train(network, pictures)
-    if run.device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(run.device)
-    else:
-        free = _available_bytes()
-    most = torch.tensor(int(_RESERVE * free / needed), device=run.device)
+    most = torch.tensor(int(_RESERVE * available_bytes(run.device) / needed), device=run.device)
     if processes_of_run()[1] > 1:  # all must plan alike
         distributed.all_reduce(most, distributed.ReduceOp.MIN)
     return int(most)
-
-
-def _available_bytes() -> int:
-    """This process's share of the memory that Linux would give without swapping: more than is free, since caches can go."""
-    line = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
-    return int(line.split()[1]) * 1024 // processes_of_run()[1]
 
 
 @torch.no_grad()
@@ -303,47 +336,30 @@ def _examine(network: KindNet, examination: Task, run: Run) -> Tensor:
     return counts.reshape(classes, classes)
 
 
-def _save(run: Run, done: int, plan: Plan, history: History, network: KindNet, optimiser: torch.optim.Optimizer) -> None:
-    assert run.checkpoint is not None
+def _save(run: Run, path: Path, done: int, plan: Plan, history: History, kept: _Kept) -> None:
     content = {
-        "identity": run.identity,
         "done": done,
         "plan": asdict(plan),
         "history": asdict(history),
-        "network": network.state_dict(),
-        "optimiser": optimiser.state_dict(),
+        "network": kept.network.state_dict(),
+        "optimiser": kept.optimiser.state_dict(),
     }
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    write_file(run.checkpoint, buffer.getvalue())
-
-
-def _restore(run: Run, network: KindNet, optimiser: torch.optim.Optimizer) -> tuple[int, Plan, History]:
-    if run.checkpoint is None or not run.checkpoint.is_file():
-        raise TrainError(f"{run.checkpoint}: no such checkpoint to go on from; leave --resume out to start afresh")
     try:
-        with zipfile.ZipFile(run.checkpoint) as archive:  # torch.load does not look at the checksums that torch.save writes
-            spoilt = archive.testzip()
-        if spoilt is not None:
-            raise zipfile.BadZipFile(f"wrong checksum of {spoilt}")
-        content = torch.load(run.checkpoint, map_location=run.device, weights_only=True)
-        identity = content["identity"]
-    except Exception as error:  # unpickling and zip errors of many kinds
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise TrainError(
-            f"{run.checkpoint}: not a checkpoint that can be read ({reason}); remove it and start afresh"
-        ) from None
-    if identity != run.identity:
-        raise TrainError(
-            f"{run.checkpoint}: is of another run: it was made with\n  {identity}\nthis one is\n  {run.identity}\n"
-            "give the same settings, or remove it and start afresh"
-        )
+        save_checkpoint(path, run.identity, content)
+    except EngineError as error:  # the training itself is sound
+        run.say(f"warning: {error}; going on without a checkpoint of update {done}")
+
+
+def _restore(run: Run, kept: _Kept) -> tuple[int, Plan, History]:
+    if run.checkpoint is None:
+        raise TrainError("no checkpoint to go on from; leave --resume out to start afresh")
+    content = load_checkpoint(run.checkpoint, run.identity, run.device)
     plan, (_, processes) = Plan(**content["plan"]), processes_of_run()
     if plan.passes % processes != 0:
         raise TrainError(
             f"{run.checkpoint}: has {plan.passes} passes an update, which {processes} processes cannot share equally;"
             " go on with as many processes as it was begun with, or remove it and start afresh"
         )
-    network.load_state_dict(content["network"])
-    optimiser.load_state_dict(content["optimiser"])
+    kept.network.load_state_dict(content["network"])
+    kept.optimiser.load_state_dict(content["optimiser"])
     return content["done"], plan, History(**content["history"])

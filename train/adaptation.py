@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -13,22 +12,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import distributed
 from torch.utils.tensorboard import SummaryWriter
 
+import engines
 from calibration.defects import MAKERS, make_maker
+from calibration.maker import REB
 from calibration.saliency import Saliency, estimate_saliency, read_saliency
 from engines.bundle import Adaptation
 from engines.images import Image, pixel_digest
 from train import TrainError
-from train.adapt import Run, TrainingFailedError, adapt, processes_of_run
-from train.batches import Task
+from train.adapt import Run, TrainingFailedError, adapt
+from train.batches import Task, blank
 from train.defect_sheet import defect_sheet
+from train.processes import processes_of_run
 from train.product import Console, Product, Settings, open_product
 from train.schedule import Schedule, preset
 from train.weights import Weights, adapted_weights, check_weights_file, write_weights
 
 _MOST_WORKERS = 12
+_OWN_DRAWS = 2**32  # added to the seed: an examination on training images must not be of the defects that it trained on
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,13 @@ def adapt_product(product: Product, request: Request, seed: int, console: Consol
     check_request(request)
     schedule = preset(request.preset)
     images, digests = _read(product, console)
-    saliency = _saliency(product, request.saliency, images, console)
     held_out = len(images) > product.in_bank
     bank, spare = slice(0, product.in_bank), slice(product.in_bank, None) if held_out else slice(None)
-    task = _task(product, request, images[bank], saliency, bank, seed, augment=True)
-    examination = _task(product, request, images[spare], saliency, spare, seed, augment=False)
+    # apart from each other: nothing of a held-out image may reach the weights
+    saliency = _saliency(product, bank, request.saliency, images[bank], console)
+    examined = _saliency(product, spare, request.saliency, images[spare], replace(console, say=lambda line: None))
+    task = _task(product, request, images[bank], saliency, seed, augment=True)
+    examination = _task(product, request, images[spare], examined, seed + _OWN_DRAWS, augment=False)
     precision = _precision(request.precision, product.device)
     workers = _workers(product.device) if request.workers is None else request.workers
     initial = product.weights
@@ -100,7 +104,7 @@ def adapt_product(product: Product, request: Request, seed: int, console: Consol
             advance=advance,
             log=log,
         )
-        clean = torch.from_numpy(np.stack(images[bank]))
+        clean = torch.from_numpy(np.stack([blank(image, product.preprocessor.ignored) for image in images[bank]]))
         state = initial.state if initial is not None else None
         try:
             adapted = adapt(task, examination, clean, product.backbone, state, schedule, seed, run)
@@ -117,7 +121,7 @@ def adapt_product(product: Product, request: Request, seed: int, console: Consol
         updates=schedule.updates,
         images_per_update=adapted.plan.passes * images_per_pass,
         images_per_pass=images_per_pass,
-        window_px=schedule.window_px,
+        window_px=_window(product, request),
         learning_rate=schedule.learning_rate,
         seed=seed,
         maker=request.maker,
@@ -171,26 +175,9 @@ def draw_defects(settings: Settings, maker: str, saliency: Path | None, out: Pat
     quiet = Console(console.say, lambda line: None, console.progress)
     product = open_product(replace(settings, weights="none"), quiet)
     images, _ = _read(product, console)
-    found = _saliency(product, saliency, images, console)
+    found = _saliency(product, slice(None), saliency, images, console)
     names = [sample.path.name for sample in product.samples]
     defect_sheet(make_maker(maker, images, found.masks), images, names, out, rows, settings.seed)
-
-
-@contextlib.contextmanager
-def torchrun(device: str) -> Iterator[str]:
-    """Join the processes that `torchrun` started, if it did; gives the device that this process is to use."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield device
-        return
-    cuda = torch.cuda.is_available() and device != "cpu"
-    device = f"cuda:{os.environ['LOCAL_RANK']}" if cuda else "cpu"
-    if cuda:
-        torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if cuda else "gloo")
-    try:
-        yield device
-    finally:
-        distributed.destroy_process_group()
 
 
 def _read(product: Product, console: Console) -> tuple[list[Image], tuple[str, ...]]:
@@ -205,14 +192,15 @@ def _read(product: Product, console: Console) -> tuple[list[Image], tuple[str, .
     return images, tuple(digests)
 
 
-def _saliency(product: Product, folder: Path | None, images: Sequence[Image], console: Console) -> Saliency:
+def _saliency(product: Product, part: slice, folder: Path | None, images: Sequence[Image], console: Console) -> Saliency:
     """Where defects may be centred: on the part, and never where the station looks away."""
     if folder is not None:
+        samples = product.samples[part]
         stems = Counter(sample.path.stem for sample in product.samples)
         if len(stems) < len(product.samples):
             twice = stems.most_common(1)[0][0]
             raise TrainError(f"{folder}: masks go by the image's name, and several images are called {twice}; rename them")
-        saliency = read_saliency(folder, [sample.path.name for sample in product.samples], product.preprocessor.resized)
+        saliency = read_saliency(folder, [sample.path.name for sample in samples], product.preprocessor.resized)
     else:
         with console.progress("saliency") as advance:
             saliency = estimate_saliency(images, advance)
@@ -224,19 +212,22 @@ def _saliency(product: Product, folder: Path | None, images: Sequence[Image], co
     return replace(saliency, masks=tuple(mask if mask.any() else judged for mask in masks))
 
 
-def _task(
-    product: Product, request: Request, images: Sequence[Image], saliency: Saliency, part: slice, seed: int, *, augment: bool
-) -> Task:
-    masks = saliency.masks[part] if saliency.masks is not None else None
+def _task(product: Product, request: Request, images: Sequence[Image], saliency: Saliency, seed: int, *, augment: bool) -> Task:
     return Task(
         images,
-        make_maker(request.maker, images, masks),
-        saliency=masks,
+        make_maker(request.maker, images, saliency.masks),
+        saliency=saliency.masks,
         ignored=product.preprocessor.ignored,
         seed=seed,
-        window_px=preset(request.preset).window_px,
+        window_px=_window(product, request),
         augment=augment,
     )
+
+
+def _window(product: Product, request: Request) -> int | None:
+    """Side of the window that is trained on; None where the preset has none, or one that is larger than the input."""
+    window = preset(request.preset).window_px
+    return window if window is not None and window <= min(product.preprocessor.size) else None
 
 
 def _precision(asked: str, device: torch.device) -> torch.dtype:
@@ -267,10 +258,12 @@ def _identity(
     digests: Sequence[str],
     saliency: Saliency,
     precision: torch.dtype,
-) -> str:
+) -> dict[str, object]:
     """What a checkpoint must agree on: everything that the weights depend on."""
-    settings = {
+    return {
+        "version": engines.__version__,
         **asdict(schedule),
+        "defects": REB,
         "backbone": product.backbone.name,
         "weights": product.weights.sha256 if product.weights is not None else "none",
         "maker": request.maker,
@@ -282,7 +275,6 @@ def _identity(
         "mask": _short(product.mask.tobytes()) if product.mask is not None else "none",
         "images": _short(" ".join(digests).encode()),
     }
-    return json.dumps(settings)
 
 
 def _short(content: bytes) -> str:

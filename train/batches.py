@@ -50,7 +50,7 @@ class Task(Dataset[npt.NDArray[np.uint8]]):
             saliency: bool (h, w) each, where defects are centred; None for everywhere.
             ignored: bool (h, w), pixels that the station blanks; None without a mask.
             seed: of everything drawn.
-            window_px: side of the square cut out of each picture; None leaves it whole.
+            window_px: side of the square cut out of each picture, at most the shorter side; None leaves it whole.
             augment: draw colours and orientation of the good image; without it the image stays as it is.
         """
         self.classes = (GOOD, *maker.kinds)
@@ -70,11 +70,11 @@ class Task(Dataset[npt.NDArray[np.uint8]]):
         salient = self._saliency[index] if self._saliency is not None else None
         if self._augment:
             image = jitter(image, Jitter(*rng.uniform(-_JITTER, _JITTER, 4)), grey=is_grey(image))
-        pictures = [self._window_at(rng, self._blank(image), _centre(rng, salient, image.shape))]
+        pictures = [self._window_at(rng, blank(image, self._ignored), _centre(rng, salient, image.shape))]
         for kind in self._maker.kinds:
             defect = self._defect(index, kind, draw, image, salient)
             x, y, width, height = defect.box
-            pictures.append(self._window_at(rng, self._blank(defect.image), (x + width // 2, y + height // 2)))
+            pictures.append(self._window_at(rng, blank(defect.image, self._ignored), (x + width // 2, y + height // 2)))
         # turned with its defect, so that the grain of a fill never tells which way the picture was turned
         return _turned(rng, np.stack(pictures)) if self._augment else np.stack(pictures)
 
@@ -87,16 +87,9 @@ class Task(Dataset[npt.NDArray[np.uint8]]):
                 break
         return defect
 
-    def _blank(self, image: Image) -> Image:
-        if self._ignored is None:
-            return image
-        image = image.copy()
-        image[self._ignored] = _BLANK  # within half a grey level of what the station's preprocessing makes of them
-        return image
-
     def _window_at(self, rng: np.random.Generator, image: Image, centre: tuple[int, int]) -> Image:
         """A square window that holds `centre` in its middle half, where the image's border lets it."""
-        if self._window is None or self._window > min(image.shape[:2]):
+        if self._window is None:
             return image
         corner = []
         for at, side in zip(centre, image.shape[1::-1], strict=True):
@@ -105,7 +98,9 @@ class Task(Dataset[npt.NDArray[np.uint8]]):
         return image[corner[1] : corner[1] + self._window, corner[0] : corner[0] + self._window]
 
 
-def passes(task: Task, plan: Plan, updates: range, *, rank: int, processes: int, workers: int) -> Iterator[Tensor]:
+def passes(
+    task: Task, plan: Plan, updates: range, *, rank: int, processes: int, workers: int, pinned: bool = False
+) -> Iterator[Tensor]:
     """Give this process's passes one after the other, update by update.
 
     Args:
@@ -114,6 +109,7 @@ def passes(task: Task, plan: Plan, updates: range, *, rank: int, processes: int,
         updates: which ones.
         rank, processes: which passes of an update are this process's: every `processes`-th.
         workers: processes that draw ahead; 0 draws when asked.
+        pinned: in memory that a GPU copies from fast.
 
     Yields:
         uint8 (normals * classes, h, w, 3): the classes of the first normal, then those of the next; see `labels_of`.
@@ -129,13 +125,22 @@ def passes(task: Task, plan: Plan, updates: range, *, rank: int, processes: int,
         num_workers=workers,
         collate_fn=_collate,
         worker_init_fn=_one_thread,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pinned,
         prefetch_factor=2 if workers > 0 else None,
         # a forked process would wait for OpenCV's threads, which do not come with it
         multiprocessing_context="spawn" if workers > 0 else None,
         generator=torch.Generator(),  # its own: the caller's stays as it was
     )
     yield from loader
+
+
+def blank(image: Image, ignored: Mask | None) -> Image:
+    """The image, uint8 (h, w, 3), as the station sees it: with ignored pixels, bool (h, w), blanked."""
+    if ignored is None:
+        return image
+    image = image.copy()
+    image[ignored] = _BLANK  # within half a grey level of what the station's preprocessing makes of them
+    return image
 
 
 def labels_of(pictures: Tensor, classes: int) -> Tensor:

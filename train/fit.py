@@ -38,7 +38,7 @@ from train.audit import summarise
 from train.export import TorchExtractor, check_parity, to_onnx
 from train.features import grid_of
 from train.golden import choose_golden
-from train.normals import Normals, embed_normals, find_outliers, select_coreset
+from train.normals import Normals, check_memory, embed_normals, find_outliers, select_coreset
 from train.product import MIN_FOR_HOLD_OUT, Console, Settings, open_product
 
 _FEW_NORMALS = 8  # bank images that stand in as golden images where none is held out
@@ -77,6 +77,7 @@ def fit(settings: Settings, out: Path, console: Console, request: Request | None
         check_request(request)
     product = open_product(settings, console)
     if request is not None:
+        check_memory(product)  # before hours of work
         product = replace(product, weights=adapt_product(product, request, settings.seed, console))
     normals = embed_normals(product, settings.seed, console)
     _warn_of_leak(normals, console)

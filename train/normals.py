@@ -44,9 +44,9 @@ def embed_normals(product: Product, seed: int, console: Console) -> Normals:
         InspectionError: an image that cannot be read, weights that do not fit or give no finite embeddings, or more
             patches than this machine's memory holds.
     """
+    check_memory(product)
     state = product.weights.state if product.weights is not None else None
     network = FeatureNet(build(product.backbone, state, seed), product.backbone).to(product.device)
-    _check_memory(len(product.samples) * product.patches, network.dim)
     with console.progress("embedding") as advance:
         features, digests, sizes = embed_samples(
             network, product.preprocessor, product.samples, product.judged, product.device, advance
@@ -83,7 +83,9 @@ def find_outliers(normals: Normals, coreset: npt.NDArray[np.int64], console: Con
         return leave_one_out(normals.features, image_of_row, coreset, normals.judged, normals.samples, progress=advance)
 
 
-def _check_memory(rows: int, dim: int) -> None:
+def check_memory(product: Product) -> None:
+    """Refuse more patches than this machine can hold. Raises TrainError."""
+    rows, dim = len(product.samples) * product.patches, product.backbone.dim
     needed = rows * (dim + 2 * 128 + 32) * 4  # embeddings, their projection twice, and the distances of one coreset step
     installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > 0.8 * installed:
