@@ -88,8 +88,11 @@ class Adaptation(Record):
 
     Attributes:
         weights, weights_sha256: that it began from; `none` and None for an untrained network.
-        preset, updates, images_per_update, images_per_pass, window_px, learning_rate, seed: of the schedule; batch norm
-            saw one pass at a time.
+        preset, updates, images_per_update, images_per_pass, window_px, learning_rate, seed: of the schedule; `window_px` is
+            None where whole network inputs were trained on.
+        share: of the trained weights in those that are kept; the rest is the initial ones.
+        statistics: of the trunk's batch norm: `kept` as they came with the weights, or of each `batch` (one pass), for a
+            network that had none; layers after the features take them of each batch always.
         maker, classes, saliency: of the synthetic defects; the first class is the good image.
         tail: `loaded` with the weights, or `random`: then it trained with the head from the first update.
         device, precision, seconds: where and how long.
@@ -107,11 +110,13 @@ class Adaptation(Record):
     images_per_pass: int
     window_px: int | None
     learning_rate: float
+    share: float
     seed: int
     maker: str
     classes: tuple[str, ...]
     saliency: str
     tail: Literal["loaded", "random"]
+    statistics: Literal["kept", "batch"]
     device: str
     precision: str
     seconds: float

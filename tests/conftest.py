@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,14 @@ from hypothesis import settings
 # the same examples on every run and machine; no deadline, so that a busy machine fails nothing
 settings.register_profile("project", derandomize=True, deadline=None, max_examples=40)
 settings.load_profile("project")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def heed_ctrl_c() -> Iterator[None]:
+    """A shell's background job ignores Ctrl-C, and so would every process that a test starts."""
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, usual)
 
 
 @pytest.fixture(scope="session")

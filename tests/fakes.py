@@ -238,6 +238,8 @@ def tiny_adaptation() -> Adaptation:
         weights_sha256="ab" * 32,
         preset="quick",
         updates=3,
+        statistics="kept",
+        share=0.5,
         images_per_update=24,
         images_per_pass=12,
         window_px=32,

@@ -255,6 +255,17 @@ def test_the_backbone_waits_for_the_head(networks: list[KindNet], tail: bool) ->
     assert not same(part(one, "head"), part(two, "head"))
 
 
+def test_the_share_of_the_trained_weights_is_kept_and_the_rest_is_what_training_began_from() -> None:
+    weights = initial_weights()
+    trained = adapt_tiny(TINY, initial=weights).state
+    averaged = adapt_tiny(dataclasses.replace(TINY, share=0.25), initial=weights).state
+    for name, tensor in averaged.items():
+        assert torch.allclose(tensor, 0.75 * weights[name].float() + 0.25 * trained[name], atol=1e-6), name
+    assert not torch.equal(trained["conv1.weight"], weights["conv1.weight"])
+    untrained = adapt_tiny(dataclasses.replace(TINY, share=0.25)).state  # began from nothing worth keeping
+    assert same(untrained, adapt_tiny(TINY).state)
+
+
 def test_an_untrained_network_trains_from_the_first_update(networks: list[KindNet]) -> None:
     (state,) = snapshots(networks, dataclasses.replace(TINY, updates=1, warmup=1), None)
     assert not torch.equal(state["trunk.conv1.weight"], build(SPEC, None, 0).state_dict()["conv1.weight"])

@@ -133,6 +133,7 @@ def test_the_record_says_how_it_came_about(adapted: Done, data: Path) -> None:
     record = adapted.weights.adaptation
     assert record is not None
     assert (record.weights, record.weights_sha256, record.tail) == ("none", None, "random")
+    assert record.statistics == "batch"
     assert (record.preset, record.updates, record.window_px, record.learning_rate) == ("quick", 4, 48, 0.03)
     assert (record.images_per_update, record.images_per_pass) == (21, 21)
     assert (record.seed, record.maker, record.classes) == (0, "defectmaker", ("good", *KINDS))
@@ -233,6 +234,7 @@ def test_weights_with_a_tail_are_begun_from_and_named(data: Path, tmp_path: Path
     record = done.weights.adaptation
     assert record is not None
     assert (record.weights, record.weights_sha256, record.tail) == ("whole.safetensors", sha256, "loaded")
+    assert record.statistics == "kept"
     moved = (done.weights.state["conv1.weight"] - state["conv1.weight"]).abs().max()
     assert 0 < float(moved) < 0.5  # it began there, and learnt
 

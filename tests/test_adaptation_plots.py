@@ -85,7 +85,9 @@ def test_both_plots_are_pictures() -> None:
 def test_the_facts_are_told() -> None:
     assert adaptation_facts(tiny_adaptation()) == [
         ("Preset", "quick, 3 updates"),
-        ("Images an update", "24 in 2 passes of 12; batch norm sees one pass at a time"),
+        ("Images an update", "24 in 2 passes of 12"),
+        ("Batch norm of the trunk", "the initial weights' statistics, kept"),
+        ("Kept weights", "50% trained, 50% initial"),
         ("Window", "32 x 32 pixels"),
         ("Maker of defects", "cutpaste: rectangle"),
         ("Where defects are put", "the part fills the images"),
@@ -101,8 +103,9 @@ def test_the_facts_are_told() -> None:
     [
         ({"window_px": None}, "Window", "the whole network input"),
         ({"weights": "none", "weights_sha256": None}, "Initial weights", "none"),
+        ({"statistics": "batch"}, "Batch norm of the trunk", "statistics of each pass"),
         ({"tail": "random"}, "Layers after the features", "drawn at random"),
-        ({"images_per_pass": 24}, "Images an update", "24 in 1 pass; batch norm sees all of them at once"),
+        ({"images_per_pass": 24}, "Images an update", "24 in 1 pass"),
     ],
 )
 def test_facts_of_other_adaptations(values: dict[str, object], name: str, told: str) -> None:

@@ -335,7 +335,7 @@ def _results(work: _Work, cells: Sequence[Cell], console: Console) -> dict[Cell,
     if failed:
         raise TrainError(
             f"{len(failed)} of {len(cells)} cells could not be trained ({', '.join(failed)}); the others are kept:"
-            " see the warnings above, and run again"
+            " see the warnings above; another --preset or other --weights may train"
         )
     return results
 
@@ -391,9 +391,11 @@ def _measure(work: _Work, product: Product, settings: Settings, cell: Cell, begu
     bank = select_coreset(normals, settings, console)
     samples = work.dataset.test
     scores, digests = score_images(normals, bank, settings, samples, console)
-    leaked = len(set(normals.digests[: normals.in_bank]).intersection(digests))
+    adaptation = normals.weights.adaptation if normals.weights is not None else None
+    learnt_from = {*normals.digests[: normals.in_bank], *(adaptation.images if adaptation is not None else ())}
+    leaked = len(learnt_from.intersection(digests))
     if leaked > 0:
-        console.warn(f"{leaked} of {len(samples)} test images are in the bank, pixel for pixel: their scores are too low")
+        console.warn(f"{leaked} of {len(samples)} test images were trained on, pixel for pixel: their scores are too low")
     good = np.array([sample.good for sample in samples])
     return CellResult(
         key=work.key(cell),

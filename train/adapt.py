@@ -112,7 +112,8 @@ class Adapted:
 
     Attributes:
         tail_loaded: False where the stages after the taps had to start at random.
-        confusion: int (classes, classes), rows true classes, columns answers, on the examination.
+        confusion: int (classes, classes), rows true classes, columns answers, on the examination; of the network as it was
+            trained, before its weights are averaged with the initial ones.
     """
 
     state: dict[str, Tensor]
@@ -197,6 +198,8 @@ def adapt(
     if not trained:
         take_statistics(network, clean)
     state = {name: tensor.detach().float().cpu() for name, tensor in network.trunk.state_dict().items()}
+    if initial is not None:
+        state = {name: torch.lerp(initial[name].float(), state[name], schedule.share) for name in state if name in initial}
     if not all(bool(torch.isfinite(tensor).all()) for tensor in state.values()):
         raise TrainingFailedError(_diverged(f"the weights after update {schedule.updates} are not finite numbers"))
     return Adapted(state, plan, history, tail_loaded, confusion)

@@ -31,14 +31,13 @@ def adaptation_facts(record: Adaptation) -> list[tuple[str, str]]:
     weights = record.weights if record.weights_sha256 is None else f"{record.weights} (SHA-256 {record.weights_sha256[:16]})"
     window = "the whole network input" if record.window_px is None else f"{record.window_px} x {record.window_px} pixels"
     passes = record.images_per_update // record.images_per_pass
-    cut = (
-        "1 pass; batch norm sees all of them at once"
-        if passes == 1
-        else f"{passes} passes of {record.images_per_pass}; batch norm sees one pass at a time"
-    )
+    cut = "1 pass" if passes == 1 else f"{passes} passes of {record.images_per_pass}"
+    kept = record.statistics == "kept"
     return [
         ("Preset", f"{record.preset}, {record.updates} updates"),
         ("Images an update", f"{record.images_per_update} in {cut}"),
+        ("Batch norm of the trunk", "the initial weights' statistics, kept" if kept else "statistics of each pass"),
+        ("Kept weights", f"{record.share:.0%} trained, {1 - record.share:.0%} initial"),
         ("Window", window),
         ("Maker of defects", f"{record.maker}: {', '.join(record.classes[1:])}"),
         ("Where defects are put", record.saliency),

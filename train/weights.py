@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -172,7 +173,10 @@ def _record(path: Path) -> Adaptation | None:
         metadata = file.metadata()
     if metadata is None or _RECORD not in metadata:
         return None
-    return Adaptation.model_validate_json(metadata[_RECORD])
+    try:
+        return Adaptation.model_validate_json(metadata[_RECORD])
+    except ValidationError:
+        raise ValueError("its record of an adaptation is damaged or of another version; adapt again") from None
 
 
 def _check_suffix(source: str, suffix: str) -> None:
