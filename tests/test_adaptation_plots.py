@@ -86,7 +86,7 @@ def test_the_facts_are_told() -> None:
     assert adaptation_facts(tiny_adaptation()) == [
         ("Preset", "quick, 3 updates"),
         ("Images an update", "24 in 2 passes of 12"),
-        ("Batch norm of the trunk", "the initial weights' statistics, kept"),
+        ("Batch norm of the trunk", "statistics of the initial weights, kept"),
         ("Kept weights", "50% trained, 50% initial"),
         ("Window", "32 x 32 pixels"),
         ("Maker of defects", "cutpaste: rectangle"),

@@ -36,7 +36,7 @@ def adaptation_facts(record: Adaptation) -> list[tuple[str, str]]:
     return [
         ("Preset", f"{record.preset}, {record.updates} updates"),
         ("Images an update", f"{record.images_per_update} in {cut}"),
-        ("Batch norm of the trunk", "the initial weights' statistics, kept" if kept else "statistics of each pass"),
+        ("Batch norm of the trunk", "statistics of the initial weights, kept" if kept else "statistics of each pass"),
         ("Kept weights", f"{record.share:.0%} trained, {1 - record.share:.0%} initial"),
         ("Window", window),
         ("Maker of defects", f"{record.maker}: {', '.join(record.classes[1:])}"),
