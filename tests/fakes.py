@@ -17,6 +17,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
+from calibration.defects import Defect, Mask
 from calibration.record import Calibration, save_calibration
 from edge.verdict import Arrival, Frame, Missing, Verdict
 from engines import EngineError
@@ -492,3 +493,53 @@ def calibration_for(inspector: Inspector, threshold: float) -> Calibration:
         when="2024-01-01T00:00:00+00:00",
         who="test",
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What a maker of defects was asked for; `image` is a copy of the one that it drew on."""
+
+    index: int
+    kind: str
+    seed: int
+    draw: int
+    image: Image
+    saliency: Mask | None
+
+
+class PaintingMaker:
+    """A maker whose defects are boxes: `paint` changes the image in place and says in which box, x, y, width, height."""
+
+    def __init__(
+        self,
+        kinds: tuple[str, ...],
+        paint: Callable[[Image, Asked], tuple[int, int, int, int]],
+        images: Sequence[Image] = (),
+    ) -> None:
+        self.kinds = kinds
+        self.asked: list[Asked] = []
+        self.boxes: list[tuple[int, int, int, int]] = []
+        self._paint, self._images = paint, images
+
+    def draw(
+        self,
+        index: int,
+        kind: str,
+        *,
+        seed: int,
+        draw: int,
+        image: Image | None = None,
+        saliency: Mask | None = None,
+        size_px: float | None = None,
+        contrast: float | None = None,
+    ) -> Defect:
+        """Paint a defect, and note what was asked."""
+        flawed = (self._images[index] if image is None else image).copy()
+        asked = Asked(index, kind, seed, draw, flawed.copy(), saliency)
+        box = self._paint(flawed, asked)
+        self.asked.append(asked)
+        self.boxes.append(box)
+        x, y, width, height = box
+        shape = np.zeros(flawed.shape[:2], bool)
+        shape[y : y + height, x : x + width] = True
+        return Defect(flawed, shape, shape, kind, box, {"size_px": 20.4, "contrast": 31.0})

@@ -25,10 +25,9 @@ from torch.nn import functional
 
 import train.adapt
 import train.checkpoint
-from calibration.defects import Defect, Mask
 from engines import EngineError
 from engines.images import Image
-from tests.fakes import flip_byte
+from tests.fakes import Asked, PaintingMaker, flip_byte
 from train import TrainError
 from train.adapt import Adapted, Run, adapt
 from train.backbones import BACKBONES, build, build_tail
@@ -47,30 +46,11 @@ EXAMINED = 6
 BIAS = (0.5, -1.0, 2.0)
 
 
-class Dots:
-    """Paints a square: red for one kind, blue for the other, so that a few updates tell them apart."""
-
-    kinds: tuple[str, ...] = ("red", "blue")
-
-    def draw(
-        self,
-        index: int,
-        kind: str,
-        *,
-        seed: int,
-        draw: int,
-        image: Image | None = None,
-        saliency: Mask | None = None,
-        size_px: float | None = None,
-        contrast: float | None = None,
-    ) -> Defect:
-        assert image is not None
-        x, y = np.random.default_rng([seed, draw, self.kinds.index(kind)]).integers(0, 40, 2).tolist()
-        shape = np.zeros(image.shape[:2], bool)
-        shape[y : y + 24, x : x + 24] = True
-        flawed = image.copy()
-        flawed[shape] = (255, 0, 0) if kind == "red" else (0, 0, 255)
-        return Defect(flawed, shape, shape, kind, (x, y, 24, 24), {})
+def red_or_blue(image: Image, asked: Asked) -> tuple[int, int, int, int]:
+    """Paint a square that a few updates teach to tell apart from the other kind's."""
+    x, y = np.random.default_rng([asked.seed, asked.draw, ("red", "blue").index(asked.kind)]).integers(0, 40, 2).tolist()
+    image[y : y + 24, x : x + 24] = (255, 0, 0) if asked.kind == "red" else (0, 0, 255)
+    return x, y, 24, 24
 
 
 def tiny_images() -> list[Image]:
@@ -78,7 +58,7 @@ def tiny_images() -> list[Image]:
 
 
 def tiny_task(seed: int = 0) -> Task:
-    return Task(tiny_images(), Dots(), saliency=None, ignored=None, seed=seed)
+    return Task(tiny_images(), PaintingMaker(("red", "blue"), red_or_blue), saliency=None, ignored=None, seed=seed)
 
 
 def initial_weights(*, tail: bool = True) -> dict[str, Tensor]:

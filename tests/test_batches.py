@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from calibration.defects import KINDS, Defect, DefectMaker, Mask
+from calibration.defects import KINDS, DefectMaker
 from engines.images import Image
 from engines.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from tests.fakes import textured
+from tests.fakes import Asked, PaintingMaker, textured
 from train.batches import Task, labels_of, passes
 from train.sample import draw_part
 from train.schedule import Plan
@@ -27,38 +27,16 @@ SIDE = 64
 BLANK = (124, 116, 104)  # 255 times ImageNet's mean, rounded
 
 
-class Square:
-    """Paints a square at a place that it draws, and notes what it was given."""
+def square_maker(side: int = 6) -> PaintingMaker:
+    """Paints a square at a place that it draws, in the last channel alone."""
 
-    kinds: tuple[str, ...] = ("square",)
+    def paint(image: Image, asked: Asked) -> tuple[int, int, int, int]:
+        rng = np.random.default_rng([asked.seed, asked.draw])
+        x, y = (int(rng.integers(length - side + 1)) for length in image.shape[1::-1])
+        image[y : y + side, x : x + side, 2] = 255
+        return x, y, side, side
 
-    def __init__(self, side: int = 6) -> None:
-        self.side = side
-        self.seen: list[tuple[int, int, Image, Mask | None]] = []
-        self.boxes: list[tuple[int, int, int, int]] = []
-
-    def draw(
-        self,
-        index: int,
-        kind: str,
-        *,
-        seed: int,
-        draw: int,
-        image: Image | None = None,
-        saliency: Mask | None = None,
-        size_px: float | None = None,
-        contrast: float | None = None,
-    ) -> Defect:
-        assert image is not None
-        self.seen.append((index, draw, image.copy(), saliency))
-        rng = np.random.default_rng([seed, draw])
-        x, y = (int(rng.integers(length - self.side + 1)) for length in image.shape[1::-1])
-        self.boxes.append((x, y, self.side, self.side))
-        shape = np.zeros(image.shape[:2], bool)
-        shape[y : y + self.side, x : x + self.side] = True
-        flawed = image.copy()
-        flawed[shape, 2] = 255
-        return Defect(flawed, shape, shape, kind, self.boxes[-1], {})
+    return PaintingMaker(("square",), paint)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,14 +95,14 @@ def test_a_draw_holds_the_good_image_and_one_of_every_kind() -> None:
 
 
 def test_defects_are_made_on_the_augmented_image() -> None:
-    maker = Square()
+    maker = square_maker()
     task = task_on(drawn(2), maker=maker)
     for draw in range(6):
         good, bad = task[draw]
-        index, number, image, _ = maker.seen[-1]
-        assert number == draw
-        assert not np.array_equal(image, drawn(2)[index])  # its colours changed
-        (turn,) = (number for number, turned in enumerate(orientations(image)) if np.array_equal(turned, good))
+        asked = maker.asked[-1]
+        assert asked.draw == draw
+        assert not np.array_equal(asked.image, drawn(2)[asked.index])  # its colours changed
+        (turn,) = (number for number, turned in enumerate(orientations(asked.image)) if np.array_equal(turned, good))
         x, y, wide, high = maker.boxes[-1]
         expected = np.zeros((SIDE, SIDE), bool)
         expected[y : y + high, x : x + wide] = True
@@ -145,11 +123,11 @@ def test_a_draw_depends_on_seed_and_number_alone() -> None:
 
 def test_every_image_has_its_turn_once_an_epoch() -> None:
     images = [textured(seed, (SIDE, SIDE)) for seed in range(5)]
-    maker = Square()
+    maker = square_maker()
     task = task_on(images, maker=maker, augment=False)
     for draw in range(25):
-        assert np.array_equal(task[draw][0], images[maker.seen[draw][0]])
-    order = [seen[0] for seen in maker.seen]
+        assert np.array_equal(task[draw][0], images[maker.asked[draw].index])
+    order = [asked.index for asked in maker.asked]
     epochs = [order[at : at + 5] for at in range(0, 25, 5)]
     assert all(sorted(epoch) == [0, 1, 2, 3, 4] for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
@@ -159,7 +137,7 @@ def test_every_image_has_its_turn_once_an_epoch() -> None:
 
 
 def test_a_square_image_comes_in_all_eight_orientations() -> None:
-    task = task_on([spotted()], maker=Square())
+    task = task_on([spotted()], maker=square_maker())
     last = SIDE - 1
     corners = {(5, 20), (5, last - 20), (last - 5, 20), (last - 5, last - 20)}
     seen = {white_spot(task[draw][0]) for draw in range(80)}
@@ -167,7 +145,7 @@ def test_a_square_image_comes_in_all_eight_orientations() -> None:
 
 
 def test_a_rectangle_keeps_its_shape_in_four_orientations() -> None:
-    task = task_on([spotted(48, 80)], maker=Square())
+    task = task_on([spotted(48, 80)], maker=square_maker())
     draws = [task[draw] for draw in range(60)]
     assert {pictures.shape for pictures in draws} == {(2, 48, 80, 3)}
     assert {white_spot(pictures[0]) for pictures in draws} == {(5, 20), (5, 59), (42, 20), (42, 59)}
@@ -193,7 +171,7 @@ def test_grey_stays_grey_in_every_class() -> None:
 
 def test_colours_shift_by_a_tenth_at_most() -> None:
     grey = np.full((SIDE, SIDE, 3), 100, np.uint8)
-    task = task_on([grey], maker=Square())
+    task = task_on([grey], maker=square_maker())
     levels = [int(task[draw][0][0, 0, 0]) for draw in range(60)]  # contrast and hue leave flat grey as it is
     assert min(levels) >= 90
     assert max(levels) <= 110
@@ -206,22 +184,22 @@ def test_colours_shift_by_a_tenth_at_most() -> None:
 def test_defects_are_made_with_the_images_own_saliency() -> None:
     masks = [np.zeros((SIDE, SIDE), bool) for _ in range(2)]
     masks[0][4:20], masks[1][:, 30:] = True, True
-    task = task_on(drawn(2), maker=(maker := Square()), saliency=masks)
+    task = task_on(drawn(2), maker=(maker := square_maker()), saliency=masks)
     for draw in range(6):
         assert task[draw].shape[0] == 2
-        index, _, _, saliency = maker.seen[-1]
+        index, saliency = maker.asked[-1].index, maker.asked[-1].saliency
         assert saliency is masks[index]
 
 
 def test_a_defect_that_lies_under_the_mask_is_drawn_again() -> None:
     ignored = np.ones((SIDE, SIDE), bool)
     ignored[: SIDE // 2] = False
-    maker = Square()
+    maker = square_maker()
     task = task_on([spotted()], maker=maker, ignored=ignored, augment=False)
     for draw in range(20):
         good, bad = task[draw]
         assert not np.array_equal(good, bad)
-    assert len(maker.seen) > 25
+    assert len(maker.asked) > 25
 
 
 def test_ignored_pixels_are_blank_in_every_class_however_it_is_turned() -> None:
@@ -265,7 +243,7 @@ def test_the_images_themselves_stay_as_they_are() -> None:
 @pytest.mark.parametrize("size", [(70, 90), (90, 70), (40, 90), (40, 40)])
 def test_a_window_lies_inside_the_image_and_holds_the_defect_in_its_middle_half(size: tuple[int, int]) -> None:
     side = 40
-    maker = Square()
+    maker = square_maker()
     task = task_on([places(*size)], maker=maker, window_px=side, augment=False)
     offsets = set()
     for draw in range(60):
@@ -287,11 +265,11 @@ def test_a_window_lies_inside_the_image_and_holds_the_defect_in_its_middle_half(
 def test_the_good_images_window_lies_on_the_part() -> None:
     salient = np.zeros((100, 100), bool)
     salient[70, 20] = True
-    task = task_on([places(100, 100)], maker=Square(), saliency=[salient], window_px=32, augment=False)
+    task = task_on([places(100, 100)], maker=square_maker(), saliency=[salient], window_px=32, augment=False)
     corners = {tuple(task[draw][0, 0, 0, :2].tolist()) for draw in range(40)}
     assert all(0 <= x <= 20 - 8 and 70 - 24 <= y <= 70 - 8 for x, y in corners)
     assert len(corners) > 10
-    everywhere = task_on([places(100, 100)], maker=Square(), window_px=32, augment=False)
+    everywhere = task_on([places(100, 100)], maker=square_maker(), window_px=32, augment=False)
     corners = {tuple(everywhere[draw][0, 0, 0, :2].tolist()) for draw in range(60)}
     for values in zip(*corners, strict=True):
         assert min(values) < 10

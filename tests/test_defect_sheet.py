@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
-from calibration.defects import Defect, DefectMaker, Maker
+from calibration.defects import Defect, DefectMaker
 from engines import EngineError
 from engines.images import Image, read_image
+from tests.fakes import Asked, PaintingMaker
 from train import TrainError
 from train.defect_sheet import defect_sheet
 
@@ -20,34 +20,15 @@ COLOURS = {"dot": (250, 220, 0), "bar": (0, 200, 250)}
 OUTLINE = (255, 0, 255)
 
 
-class Painter:
-    """Puts a square or a bar of one colour where the image's index says, and notes what it was asked for."""
+def painter(images: list[Image]) -> PaintingMaker:
+    """Paints a square or a bar of one colour where the image's index says."""
 
-    kinds: tuple[str, ...] = ("dot", "bar")
+    def paint(image: Image, asked: Asked) -> tuple[int, int, int, int]:
+        x, y, wide, high = box = (20 + 5 * asked.index, 40, *((20, 20) if asked.kind == "dot" else (60, 8)))
+        image[y : y + high, x : x + wide] = COLOURS[asked.kind]
+        return box
 
-    def __init__(self, images: list[Image]) -> None:
-        self.images = images
-        self.asked: list[tuple[int, str, int, int]] = []
-
-    def draw(
-        self,
-        index: int,
-        kind: str,
-        *,
-        seed: int,
-        draw: int,
-        image: Image | None = None,
-        saliency: npt.NDArray[np.bool_] | None = None,
-        size_px: float | None = None,
-        contrast: float | None = None,
-    ) -> Defect:
-        self.asked.append((index, kind, seed, draw))
-        shape = np.zeros(self.images[index].shape[:2], bool)
-        x, y, wide, high = box = (20 + 5 * index, 40, *((20, 20) if kind == "dot" else (60, 8)))
-        shape[y : y + high, x : x + wide] = True
-        flawed = self.images[index].copy()
-        flawed[shape] = COLOURS[kind]
-        return Defect(flawed, shape, shape, kind, box, {"size_px": 20.4, "contrast": 31.0})
+    return PaintingMaker(("dot", "bar"), paint, images)
 
 
 @pytest.fixture
@@ -65,10 +46,11 @@ def names(count: int) -> list[str]:
 
 
 def test_normal_images_at_the_left_and_one_defect_of_each_kind_beside_them(images: list[Image], tmp_path: Path) -> None:
-    maker: Maker = Painter(images)
+    maker = painter(images)
     defect_sheet(maker, images, names(9), tmp_path / "sheet.png", rows=3, seed=7)
-    assert isinstance(maker, Painter)
-    assert maker.asked == [(index, kind, 7, 0) for index in (0, 4, 8) for kind in ("dot", "bar")]
+    assert [(asked.index, asked.kind, asked.seed, asked.draw) for asked in maker.asked] == [
+        (index, kind, 7, 0) for index in (0, 4, 8) for kind in ("dot", "bar")
+    ]
     sheet = read_image(tmp_path / "sheet.png")
     assert sheet.shape == (HEAD + 3 * (SIDE + CAPTION), GAP + 3 * (SIDE + GAP), 3)
     for row, index in enumerate((0, 4, 8)):
@@ -85,7 +67,7 @@ def test_normal_images_at_the_left_and_one_defect_of_each_kind_beside_them(image
 
 
 def test_headings_names_and_captions_are_written(images: list[Image], tmp_path: Path) -> None:
-    defect_sheet(Painter(images), images, names(9), tmp_path / "sheet.png", rows=1)
+    defect_sheet(painter(images), images, names(9), tmp_path / "sheet.png", rows=1)
     sheet = read_image(tmp_path / "sheet.png").astype(int)
     for column in range(3):
         left = GAP + column * (SIDE + GAP)
@@ -98,8 +80,8 @@ def test_grains_of_a_clump_share_an_outline(images: list[Image], tmp_path: Path,
     for x in range(100, 150, 12):
         shape[100:106, x : x + 6] = True
     clump = Defect(images[0], shape, shape, "dot", (100, 100, 54, 6), {"size_px": 12.0, "contrast": 9.0})
-    monkeypatch.setattr(Painter, "draw", lambda *_, **__: clump)
-    defect_sheet(Painter(images), images, names(9), tmp_path / "sheet.png", rows=1)
+    monkeypatch.setattr(PaintingMaker, "draw", lambda *_, **__: clump)
+    defect_sheet(painter(images), images, names(9), tmp_path / "sheet.png", rows=1)
     line = (tile(read_image(tmp_path / "sheet.png"), 0, 1) == OUTLINE).all(axis=2)
     assert np.flatnonzero(line[103]).tolist() == [98, 155]  # the two ends of the row of grains, and nothing between
 
@@ -107,7 +89,7 @@ def test_grains_of_a_clump_share_an_outline(images: list[Image], tmp_path: Path,
 @pytest.mark.parametrize(("shape", "size"), [((128, 64), (256, 128)), ((600, 1200), (128, 256)), ((640, 640), (256, 256))])
 def test_other_sizes_fit_the_tile(shape: tuple[int, int], size: tuple[int, int], tmp_path: Path) -> None:
     images = [np.full((*shape, 3), 90, np.uint8)]
-    defect_sheet(Painter(images), images, ["a-name-that-is-much-too-long-for-its-tile-0001.png"], tmp_path / "sheet.png")
+    defect_sheet(painter(images), images, ["a-name-that-is-much-too-long-for-its-tile-0001.png"], tmp_path / "sheet.png")
     sheet = read_image(tmp_path / "sheet.png")
     assert sheet.shape == (HEAD + size[0] + CAPTION, GAP + 3 * (size[1] + GAP), 3)
     assert (tile(sheet, 0, 0, size) == 90).all()
@@ -131,11 +113,11 @@ def test_the_sheet_is_the_same_again_and_takes_the_real_maker(tmp_path: Path) ->
 def test_what_makes_no_sheet_is_refused(count: int, named: int, rows: int, message: str, tmp_path: Path) -> None:
     images = [np.zeros((32, 32, 3), np.uint8)] * count
     with pytest.raises(TrainError, match=message):
-        defect_sheet(Painter(images), images, names(named), tmp_path / "sheet.png", rows=rows)
+        defect_sheet(painter(images), images, names(named), tmp_path / "sheet.png", rows=rows)
     assert not (tmp_path / "sheet.png").exists()
 
 
 def test_a_sheet_that_cannot_be_written_says_so(images: list[Image], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(EngineError, match="could not be written"):
-        defect_sheet(Painter(images), images, names(9), tmp_path / "file" / "sheet.png", rows=1)
+        defect_sheet(painter(images), images, names(9), tmp_path / "file" / "sheet.png", rows=1)
