@@ -90,6 +90,8 @@ class Adaptation(Record):
         weights, weights_sha256: that it began from; `none` and None for an untrained network.
         preset, updates, images_per_update, images_per_pass, window_px, learning_rate, seed: of the schedule; `window_px` is
             None where whole network inputs were trained on.
+        turns: pictures were turned by quarters too, and not only flipped.
+        early: the layers before the stage of the finer tap were `kept` as they came, or `trained` with the others.
         share: of the trained weights in those that are kept; the rest is the initial ones.
         statistics: of the trunk's batch norm: `kept` as they came with the weights, or of each `batch` (one pass), for a
             network that had none; layers after the features take them of each batch always.
@@ -110,6 +112,8 @@ class Adaptation(Record):
     images_per_pass: int
     window_px: int | None
     learning_rate: float
+    turns: bool
+    early: Literal["kept", "trained"]
     share: float
     seed: int
     maker: str

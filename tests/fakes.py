@@ -240,6 +240,8 @@ def tiny_adaptation() -> Adaptation:
         preset="quick",
         updates=3,
         statistics="kept",
+        turns=False,
+        early="kept",
         share=0.5,
         images_per_update=24,
         images_per_pass=12,

@@ -237,6 +237,20 @@ def test_the_backbone_waits_for_the_head(networks: list[KindNet], tail: bool) ->
     assert not same(part(one, "head"), part(two, "head"))
 
 
+def test_kept_early_layers_stay_while_those_behind_them_learn() -> None:
+    weights = initial_weights()
+    state = adapt_tiny(dataclasses.replace(TINY, keep_early=True), initial=weights).state
+    early = {name for name in state if name.startswith(("conv1", "bn1", "layer1"))}
+    assert early
+    for name, tensor in state.items():
+        if not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
+            assert torch.equal(tensor, weights[name].float()) == (name in early), name
+
+
+def test_an_untrained_network_has_no_early_layers_to_keep() -> None:
+    assert same(adapt_tiny(dataclasses.replace(TINY, keep_early=True)).state, adapt_tiny(TINY).state)
+
+
 def test_the_share_of_the_trained_weights_is_kept_and_the_rest_is_what_training_began_from() -> None:
     weights = initial_weights()
     trained = adapt_tiny(TINY, initial=weights).state

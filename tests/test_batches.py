@@ -144,6 +144,13 @@ def test_a_square_image_comes_in_all_eight_orientations() -> None:
     assert seen == corners | {(column, row) for row, column in corners}
 
 
+def test_without_quarter_turns_a_square_image_is_flipped_alone() -> None:
+    task = task_on([spotted()], maker=square_maker(), turns=False)
+    last = SIDE - 1
+    seen = {white_spot(task[draw][0]) for draw in range(40)}
+    assert seen == {(5, 20), (5, last - 20), (last - 5, 20), (last - 5, last - 20)}
+
+
 def test_a_rectangle_keeps_its_shape_in_four_orientations() -> None:
     task = task_on([spotted(48, 80)], maker=square_maker())
     draws = [task[draw] for draw in range(60)]

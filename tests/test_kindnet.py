@@ -148,6 +148,21 @@ def test_what_is_frozen_stays_bit_for_bit_and_the_rest_learns(network: KindNet, 
         assert {norm.training for norm in norms} == {not frozen[name]}
 
 
+@pytest.mark.parametrize("backbone", ["resnet18", "vgg11_bn", "wide_resnet50_2"])
+def test_early_layers_end_at_a_quarter_of_the_resolution(backbone: str) -> None:
+    network, _ = make_kindnet(BACKBONES[backbone], None, CLASSES, seed=0)
+    freeze(network, trunk=False, tail=False, statistics=True, early=True)
+    early = {id(parameter) for module in network.trunk.early() for parameter in module.parameters()}
+    assert early
+    for parameter in network.parameters():
+        assert parameter.requires_grad == (id(parameter) not in early)
+    sizes: list[torch.Size] = []
+    last = [*network.trunk.early()[-1].modules()][-1]
+    last.register_forward_hook(lambda _module, _given, result: sizes.append(result.shape[2:]))
+    network.taps(pictures(1))
+    assert sizes == [torch.Size(side // 4 for side in pictures(1).shape[1:3])]
+
+
 def test_kept_statistics_stay_while_the_weights_of_the_trunk_learn(network: KindNet) -> None:
     freeze(network, trunk=False, tail=False, statistics=True)
     before = state_of(network.trunk)

@@ -20,6 +20,9 @@ def test_the_papers_numbers() -> None:
     assert (PAPER.learning_rate, PAPER.final_learning_rate) == (0.03, 1e-5)
     assert (PAPER.weight_decay, PAPER.momentum) == (3e-5, 0.9)
     assert PAPER.window_px is None
+    assert PAPER.turns
+    assert not PAPER.keep_early
+    assert PAPER.share == 1
     # about 1024 images an update: 3 sub-batches of 336, each a good image and its six defects
     assert PAPER.plan(7, 1, PLENTY) == Plan(passes=3, normals=48)
     assert 7 * 48 == 336

@@ -183,7 +183,13 @@ def adapt(
         for update in range(first, schedule.updates):
             if model is None or update == schedule.warmup:
                 warming = update < schedule.warmup
-                freeze(network, trunk=warming and trained, tail=warming and tail_loaded, statistics=trained)
+                freeze(
+                    network,
+                    trunk=warming and trained,
+                    tail=warming and tail_loaded,
+                    statistics=trained,
+                    early=schedule.keep_early and trained,
+                )
                 model = DistributedDataParallel(network, broadcast_buffers=False) if processes > 1 else network
             for group in optimiser.param_groups:
                 group["lr"] = schedule.rate(update)

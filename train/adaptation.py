@@ -123,6 +123,8 @@ def adapt_product(product: Product, request: Request, seed: int, console: Consol
         images_per_pass=images_per_pass,
         window_px=_window(product, request),
         learning_rate=schedule.learning_rate,
+        turns=schedule.turns,
+        early="kept" if schedule.keep_early and initial is not None else "trained",
         share=schedule.share if initial is not None else 1.0,
         seed=seed,
         maker=request.maker,
@@ -222,6 +224,7 @@ def _task(product: Product, request: Request, images: Sequence[Image], saliency:
         ignored=product.preprocessor.ignored,
         seed=seed,
         window_px=_window(product, request),
+        turns=preset(request.preset).turns,
         augment=augment,
     )
 

@@ -37,6 +37,8 @@ def adaptation_facts(record: Adaptation) -> list[tuple[str, str]]:
         ("Preset", f"{record.preset}, {record.updates} updates"),
         ("Images an update", f"{record.images_per_update} in {cut}"),
         ("Batch norm of the trunk", "statistics of the initial weights, kept" if kept else "statistics of each pass"),
+        ("Early layers", "kept as they came" if record.early == "kept" else "trained with the others"),
+        ("Pictures", "flipped and turned by quarters" if record.turns else "flipped"),
         ("Kept weights", f"{record.share:.0%} trained, {1 - record.share:.0%} initial"),
         ("Window", window),
         ("Maker of defects", f"{record.maker}: {', '.join(record.classes[1:])}"),

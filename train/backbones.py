@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +80,10 @@ class ResNet(nn.Module):
             stages.append(nn.Sequential(*layers))
         self.layer1, self.layer2, self.layer3 = stages
 
+    def early(self) -> tuple[nn.Module, ...]:
+        """The layers at a quarter of the resolution and above."""
+        return self.conv1, self.bn1, self.layer1
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map (b, 3, h, w) to the taps (b, c, h/8, w/8) and (b, 2c, h/16, w/16)."""
         x = functional.max_pool2d(functional.relu(self.bn1(self.conv1(x))), 3, 2, 1)
@@ -99,6 +104,10 @@ class VGG11(nn.Module):
             inputs = width
         layers.append(nn.Conv2d(inputs, 512, 3, padding=1))
         self.features = nn.Sequential(*layers)
+
+    def early(self) -> tuple[nn.Module, ...]:
+        """The layers above a quarter of the resolution, up to the pooling that leaves it."""
+        return (self.features[:8],)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map (b, 3, h, w) to the taps (b, 512, h/8, w/8) and (b, 512, h/16, w/16)."""
@@ -135,6 +144,10 @@ class VGG11Tail(nn.Module):
         return x
 
 
+Trunk: TypeAlias = ResNet | VGG11
+Network = TypeVar("Network", bound=nn.Module)
+
+
 @dataclass(frozen=True)
 class BackboneSpec:
     """One backbone: how to build it, what its taps give, and where ImageNet weights are published.
@@ -149,7 +162,7 @@ class BackboneSpec:
     """
 
     name: str
-    build: Callable[[], nn.Module]
+    build: Callable[[], Trunk]
     build_tail: Callable[[], nn.Module]
     channels: tuple[int, int]
     tail_channels: int
@@ -214,7 +227,7 @@ def backbone_spec(name: str) -> BackboneSpec:
     return BACKBONES[name]
 
 
-def build(spec: BackboneSpec, state: dict[str, Tensor] | None, seed: int) -> nn.Module:
+def build(spec: BackboneSpec, state: dict[str, Tensor] | None, seed: int) -> Trunk:
     """Build a backbone in eval mode with the weights given, or with He-initialised ones drawn from `seed`.
 
     Args:
@@ -246,7 +259,7 @@ def build_tail(spec: BackboneSpec, state: dict[str, Tensor] | None, seed: int) -
     return tail, True
 
 
-def _draw(make: Callable[[], nn.Module], seed: int) -> nn.Module:
+def _draw(make: Callable[[], Network], seed: int) -> Network:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = make()

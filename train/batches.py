@@ -40,6 +40,7 @@ class Task(Dataset[npt.NDArray[np.uint8]]):
         ignored: Mask | None,
         seed: int,
         window_px: int | None = None,
+        turns: bool = True,
         augment: bool = True,
     ) -> None:
         """Prepare.
@@ -51,6 +52,7 @@ class Task(Dataset[npt.NDArray[np.uint8]]):
             ignored: bool (h, w), pixels that the station blanks; None without a mask.
             seed: of everything drawn.
             window_px: side of the square cut out of each picture, at most the shorter side; None leaves it whole.
+            turns: quarter turns too, beside flips.
             augment: draw colours and orientation of the good image; without it the image stays as it is.
         """
         self.classes = (GOOD, *maker.kinds)
@@ -60,6 +62,7 @@ class Task(Dataset[npt.NDArray[np.uint8]]):
         self._ignored = ignored
         self._seed = seed
         self._window = window_px
+        self._turns = turns
         self._augment = augment
 
     def __getitem__(self, draw: int) -> npt.NDArray[np.uint8]:
@@ -76,7 +79,7 @@ class Task(Dataset[npt.NDArray[np.uint8]]):
             x, y, width, height = defect.box
             pictures.append(self._window_at(rng, blank(defect.image, self._ignored), (x + width // 2, y + height // 2)))
         # turned with its defect, so that the grain of a fill never tells which way the picture was turned
-        return _turned(rng, np.stack(pictures)) if self._augment else np.stack(pictures)
+        return _turned(rng, np.stack(pictures), self._turns) if self._augment else np.stack(pictures)
 
     def _defect(self, index: int, kind: str, draw: int, image: Image, salient: Mask | None) -> Defect:
         """A defect of which something shows: one under the mask would be a good image that is called bad."""
@@ -161,10 +164,10 @@ def _shuffled(seed: int, epoch: int, count: int) -> tuple[int, ...]:
     return tuple(np.random.default_rng([seed, epoch, 2]).permutation(count).tolist())
 
 
-def _turned(rng: np.random.Generator, pictures: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Pictures (n, h, w, 3) in one of the orientations that keep their shape: eight of a square, four of a rectangle."""
+def _turned(rng: np.random.Generator, pictures: npt.NDArray[np.uint8], turns: bool) -> npt.NDArray[np.uint8]:
+    """Pictures (n, h, w, 3) in one of the orientations that keep their shape: eight of a square, four without quarter turns."""
     transpose, flip, mirror = (bool(bit) for bit in rng.integers(0, 2, 3))
-    if transpose and pictures.shape[1] == pictures.shape[2]:
+    if turns and transpose and pictures.shape[1] == pictures.shape[2]:
         pictures = pictures.swapaxes(1, 2)
     return np.ascontiguousarray(pictures[:, :: -1 if flip else 1, :: -1 if mirror else 1])
 

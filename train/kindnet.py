@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from engines.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from train.backbones import BackboneSpec, build, build_tail
+from train.backbones import BackboneSpec, Trunk, build, build_tail
 
 _HIDDEN = (512, 256)
 _STATISTICS_BATCH = 16
@@ -17,7 +17,7 @@ _STATISTICS_BATCH = 16
 class KindNet(nn.Module):
     """Trunk, tail, global average pooling and an MLP of two hidden layers."""
 
-    def __init__(self, trunk: nn.Module, tail: nn.Module, channels: int, classes: int) -> None:
+    def __init__(self, trunk: Trunk, tail: nn.Module, channels: int, classes: int) -> None:
         super().__init__()
         self.trunk = trunk
         self.tail = tail
@@ -53,15 +53,17 @@ def make_kindnet(spec: BackboneSpec, state: dict[str, Tensor] | None, classes: i
         return KindNet(build(spec, state, seed), tail, spec.tail_channels, classes), loaded
 
 
-def freeze(network: KindNet, *, trunk: bool, tail: bool, statistics: bool) -> None:
+def freeze(network: KindNet, *, trunk: bool, tail: bool, statistics: bool, early: bool = False) -> None:
     """Train the head, and the other parts unless they are frozen: without gradients, batch norm in eval mode.
 
     Args:
         trunk, tail: freeze these parts.
+        early: freeze the trunk's early layers.
         statistics: leave the trunk's batch-norm statistics as they are, also where its weights train.
     """
     network.train().requires_grad_(True)
-    for part, frozen in ((network.trunk, trunk), (network.tail, tail)):
+    parts = [(network.trunk, trunk), (network.tail, tail), *((part, trunk or early) for part in network.trunk.early())]
+    for part, frozen in parts:
         part.train(not frozen).requires_grad_(not frozen)
     if statistics:
         for module in network.trunk.modules():
