@@ -498,6 +498,25 @@ def test_no_defect_is_centred_where_the_station_looks_away(
     assert all(mask.any() and not mask[:, : SIDE_PX // 2].any() for mask in masks)
 
 
+@pytest.mark.parametrize("saved", [True, False])
+def test_who_interrupts_hears_where_the_work_is(
+    saved: bool, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = tmp_path / "flange.safetensors.checkpoint"
+
+    def interrupted(*_: object) -> None:
+        if saved:
+            checkpoint.write_bytes(b"work")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train.adaptation, "adapt", interrupted)
+    talk = Talk()
+    with pytest.raises(KeyboardInterrupt):
+        adapt_to_file(settings_for(data), request_for(checkpoint=checkpoint), tmp_path / "flange.safetensors", talk.console)
+    assert any(str(checkpoint) in line for line in talk.said) is saved
+    assert checkpoint.exists() is saved
+
+
 @pytest.mark.parametrize(
     ("flags", "precision"),
     [

@@ -111,6 +111,10 @@ def adapt_product(product: Product, request: Request, seed: int, console: Consol
         except TrainingFailedError:
             forget(request)  # going on from it would fail the same way
             raise
+        except KeyboardInterrupt:
+            if request.checkpoint is not None and request.checkpoint.exists():
+                console.say(f"interrupted; what was learnt up to the last checkpoint is in {request.checkpoint}")
+            raise
     images_per_pass = adapted.plan.normals * len(task.classes)
     # weights that were adapted before have learnt from those images too
     earlier = initial.adaptation.images if initial is not None and initial.adaptation is not None else ()
