@@ -91,6 +91,8 @@ def _adapted(files: Sequence[Path], product: Product, held_out: set[str]) -> dic
     """Weights by the files' names, none of which has learnt from an image with one of the digests."""
     found: dict[str, Weights] = {}
     for path in files:
+        if path.stem in found:
+            raise TrainError(f"two files are called {path.stem}; rename one, or the table could not tell them apart")
         weights = find_weights(str(path), product.backbone)
         if weights is None or weights.adaptation is None:
             raise TrainError(f"{path}: no adapted weights; expected a file that `train adapt` wrote")

@@ -94,6 +94,18 @@ def test_weights_that_learnt_from_a_held_out_image_are_refused(
     assert "no adapted weights; expected a file that `train adapt` wrote" in " ".join(capsys.readouterr().err.split())
 
 
+def test_two_files_of_one_name_are_refused(
+    parts: tuple[Path, list[Image]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = build(BACKBONES["resnet18"], None, 1).state_dict()
+    paths = [tmp_path / folder / "adapted.safetensors" for folder in ("one", "other")]
+    for path in paths:
+        path.parent.mkdir()
+        write_weights(path, Weights(state, "", "", tiny_adaptation()))
+    assert main(["--data", str(parts[0]), "--weights", "none", "--adapted", *map(str, paths)]) == console.BAD_INPUT
+    assert "two files are called adapted; rename one" in " ".join(capsys.readouterr().err.split())
+
+
 def test_too_few_images_to_hold_any_out_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(3):
         (tmp_path / f"{number}.png").write_bytes(encode_png(textured(number)))
