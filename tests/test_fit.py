@@ -284,6 +284,21 @@ def test_few_shot_trains_on_so_many(product: Path, tmp_path: Path) -> None:
     assert "few-shot: 2 of 2 images asked for, drawn with seed 0" in talk.said
 
 
+@pytest.mark.parametrize(("sides", "expected"), [((64, 64, 64), (64, 64)), ((64, 64, 80), None)])
+def test_a_few_shot_draw_takes_the_frame_size_from_all_images(
+    tmp_path: Path, sides: tuple[int, ...], expected: tuple[int, int] | None
+) -> None:
+    for number, side in enumerate(sides):
+        image, _ = draw_part(np.random.default_rng(number), side)
+        (tmp_path / f"{number}.png").write_bytes(encode_png(image))
+    drawn = set()
+    for seed in range(4):
+        product = open_product(settings_for(tmp_path, few_shot=1, seed=seed), Talk().console)
+        drawn.update(sample.path.name for sample in product.samples)
+        assert embed_normals(product, seed, Talk().console).spec.frame_size == expected
+    assert len(drawn) > 1
+
+
 def test_validation_normals_of_the_layout_are_what_is_held_out(tmp_path: Path) -> None:
     data = tmp_path / "loco"
     draw(data / "train/good", 4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from engines.bundle import make_preprocessor
 from train import TrainError
 from train.audit import Finding, leave_one_out
 from train.backbones import build
+from train.data import Sample
 from train.features import FeatureNet, embed_samples
 from train.product import Console, Product, Settings, open_product
 
@@ -51,13 +53,25 @@ def embed_normals(product: Product, seed: int, console: Console) -> Normals:
         features, digests, sizes = embed_samples(
             network, product.preprocessor, product.samples, product.judged, product.device, advance
         )
-    if len(sizes) == 1:
+    if _is_one_size(sizes, product.undrawn, console):
         # where training saw one size, another at the station means another camera mode: squeezed, cropped or scaled
         spec = product.spec.model_copy(update={"frame_size": next(iter(sizes))})
         product = replace(product, spec=spec, preprocessor=make_preprocessor(spec, product.mask))
     if not np.isfinite(features).all():
         raise TrainError("the network gave embeddings that are not finite; the weights do not suit these images")
     return Normals(**vars(product), network=network, digests=digests, features=features)
+
+
+def _is_one_size(seen: frozenset[tuple[int, int]], others: Sequence[Sample], console: Console) -> bool:
+    """True where the images seen have one size, (height, width), and so have the others; reads no more than it takes."""
+    if len(seen) > 1:
+        return False
+    with console.progress("sizes") as advance:
+        for done, sample in enumerate(others, 1):
+            if sample.image().shape[:2] not in seen:
+                return False
+            advance(done, len(others))
+    return True
 
 
 def audit(settings: Settings, console: Console) -> tuple[list[Finding], int]:

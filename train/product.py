@@ -79,6 +79,7 @@ class Product:
         backbone, weights, device: what embeds it; `weights` is None for an untrained network.
         samples: the images, exact duplicates left out.
         in_bank: how many of them, from the first, are for the bank.
+        undrawn: good images that a few-shot draw left out; what sizes a product comes in shows in them too.
         judged: bool (rows, columns) patches that count.
         findings: of the audit by pixels.
     """
@@ -91,6 +92,7 @@ class Product:
     device: torch.device
     samples: tuple[Sample, ...]
     in_bank: int
+    undrawn: tuple[Sample, ...]
     judged: npt.NDArray[np.bool_]
     findings: tuple[Finding, ...]
 
@@ -121,9 +123,11 @@ def open_product(settings: Settings, console: Console, *, skip_unusable: bool = 
     device = choose_device(settings.device)
     dataset = open_dataset(settings.data, settings.layout)
     console.say(f"data: {dataset.summary()}")
+    every_good = dataset.train
     if settings.few_shot is not None:
         dataset = few_shot(dataset, settings.few_shot, settings.seed)
         console.say(f"few-shot: {len(dataset.train)} of {settings.few_shot} images asked for, drawn with seed {settings.seed}")
+    undrawn = tuple(sorted(set(every_good).difference(dataset.train), key=lambda sample: sample.path))
     weights = _weights(settings.weights, backbone, settings.seed, console)
     findings = _audit_pixels(dataset, console)
     dataset = _usable(dataset, findings, settings.roi is not None or settings.mask is not None, skip_unusable)
@@ -135,7 +139,7 @@ def open_product(settings: Settings, console: Console, *, skip_unusable: bool = 
     if dropped > 0:
         console.warn(f"{dropped} images are exact copies of others and were left out")
     judged = preprocessor.judged_patches(grid_of(preprocessor.size))
-    return Product(spec, mask, preprocessor, backbone, weights, device, samples, in_bank, judged, tuple(findings))
+    return Product(spec, mask, preprocessor, backbone, weights, device, samples, in_bank, undrawn, judged, tuple(findings))
 
 
 def choose_device(name: str) -> torch.device:
