@@ -15,10 +15,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+import train.drawn_task
 import train.pretrain
 from train import TrainError
 from train.backbones import BACKBONES, build
-from train.pretrain import PretrainSettings, Scenes, learning_rate, pretrain
+from train.drawn_task import Scenes, surroundings
+from train.pretrain import PretrainSettings, learning_rate, pretrain
 from train.product import Advance, Console
 from train.textures import MIXED, draw_tiles
 from train.weights import find_weights
@@ -80,7 +82,7 @@ def test_the_file_says_how_it_was_made(trained: tuple[Path, Ear]) -> None:
     assert record["command"] == "train pretrain"
     settings = record["settings"]
     assert (settings["steps"], settings["seed"], settings["textures"]) == (6, 1, 14)
-    assert record["accuracy"].keys() == {f"{name}/{stride}" for name in ("texture", "palette", "same") for stride in (8, 16)}
+    assert record["accuracy"].keys() == {f"{name}/{stride}" for name in ("texture", "palette", "same", "shown") for stride in (8, 16)}
     assert record["versions"]["torch"] == torch.__version__
     assert math.isfinite(record["loss"])
 
@@ -149,8 +151,8 @@ def test_the_loss_falls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_loss_that_is_not_finite_stops_and_leaves_what_stood(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, poisoned: float
 ) -> None:
-    entropy = train.pretrain._cross_entropy
-    monkeypatch.setattr(train.pretrain, "_cross_entropy", lambda *arguments: entropy(*arguments) * poisoned)
+    entropy = train.drawn_task._cross_entropy
+    monkeypatch.setattr(train.drawn_task, "_cross_entropy", lambda *arguments: entropy(*arguments) * poisoned)
     out = tmp_path / "drawn.safetensors"
     out.write_bytes(b"older")
     with pytest.raises(TrainError, match=f"the loss is {poisoned} at step 0; try again with a lower rate"):
@@ -160,7 +162,7 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_what_stood(
 
 
 def test_weights_that_are_not_finite_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def break_a_weight(student: train.pretrain.Student, *_: object) -> tuple[float, dict[str, float]]:
+    def break_a_weight(student: train.drawn_task.Student, *_: object) -> tuple[float, dict[str, float]]:
         with torch.no_grad():
             student.backbone.conv1.weight[0, 0, 0, 0] = math.nan  # type: ignore[union-attr, operator]
         return 1.0, {"same/8": 0.0}
@@ -223,3 +225,36 @@ def test_a_scene_gives_two_photographs_and_labels_for_both_taps() -> None:
         # a coarse cell that has a label gives it to the four fine cells in it
         coarse = item[f"{name}/16"].repeat(2, 0).repeat(2, 1)
         assert np.array_equal(item[f"{name}/8"][coarse != MIXED], coarse[coarse != MIXED])
+
+
+@pytest.mark.parametrize("stride", [8, 16])
+def test_a_cell_shows_its_own_colours_and_those_around_it(stride: int) -> None:
+    side = 6 * stride
+    pixels = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    shown = surroundings(pixels, stride)
+    assert shown.shape == (2, 3 * (16 + 25), 6, 6)
+    cell = pixels[1, :, 3 * stride : 4 * stride, 2 * stride : 3 * stride]
+    dots = cell.reshape(3, 4, stride // 4, 4, stride // 4).mean(dim=(2, 4))
+    assert torch.allclose(shown[1, :48, 3, 2].reshape(3, 4, 4), dots, atol=1e-6)
+    means = pixels[1].reshape(3, 6, stride, 6, stride).mean(dim=(2, 4))
+    assert torch.allclose(shown[1, 48:, 3, 2].reshape(3, 5, 5), means[:, 1:6, 0:5], atol=1e-6)
+    # in the corner the outermost cells go on
+    corner = shown[1, 48:, 0, 0].reshape(3, 5, 5)
+    assert torch.allclose(corner[:, 2:, 2:], means[:, :3, :3], atol=1e-6)
+    assert torch.allclose(corner[:, :2, 2:], means[:, :1, :3].expand(3, 2, 3), atol=1e-6)
+
+
+def test_a_backbone_learns_to_show_what_is_around_a_cell(tmp_path: Path) -> None:
+    shown: list[float] = []
+
+    class Watching(Ear):
+        def __init__(self) -> None:
+            super().__init__()
+            self.console = Console(self._hear, self.lines.append, self._progress)
+
+        def _hear(self, line: str) -> None:
+            if line.startswith("step "):
+                shown.append(float(line.split("shown/8 ")[1].split(" %")[0]))
+
+    pretrain(dataclasses.replace(TINY, steps=40, batch=8, save_every=10), tmp_path / "drawn.safetensors", Watching().console)
+    assert shown[-1] > shown[0]

@@ -1,9 +1,6 @@
 """A backbone from drawn images alone: no photograph, no network, no licence.
 
-The task is dense: one image gives hundreds of labels, to the very activations that patch embeddings are made of. Each scene
-is photographed twice. Every cell of both taps is to find itself in the other photograph, among cells of the whole batch
-(InfoNCE: van den Oord et al., arXiv 1807.03748; on cells: Wang et al., arXiv 2011.09157), so features learn to overlook
-light, gain, blur and noise, and nothing else. And every cell that lies in one region names its texture and its palette.
+`textures` draws the scenes and `drawn_task` says what is learnt from them; here is the training, which can be interrupted.
 """
 
 from __future__ import annotations
@@ -23,23 +20,17 @@ import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 import engines
 from engines.atomic import write_file
-from engines.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from train import TrainError
-from train.backbones import BackboneSpec, backbone_spec, build
+from train.backbones import backbone_spec, build
+from train.drawn_task import STRIDES, Scenes, Student, cell_losses
 from train.product import Console, choose_device
-from train.textures import MIXED, TILE, Tiles, cell_labels, compose, draw_tiles, photograph
+from train.textures import TILE, Tiles, draw_tiles
 
-STRIDES = (8, 16)  # of the two taps
 _DRAWS = 2  # tiles of each texture
-_SHARPNESS = 10.0  # of the softmax over cosines between photographs: a temperature of 0.1
-_PROJECTED = 128  # channels that cells find each other by
-_COMPARED = 1024  # cells of a batch that are compared with each other
-_NAMING = 0.5  # weight of naming beside finding
 _MOMENTUM = 0.99  # of the averages that are reported
 _NOT_PART_OF_THE_TASK = ("device", "workers", "save_every", "resume", "command")
 
@@ -80,57 +71,11 @@ class PretrainSettings:
 
 @dataclass(frozen=True)
 class PretrainResult:
-    """What `pretrain` wrote, and the loss and accuracies (0 to 1, by head) on fresh images near its end."""
+    """What `pretrain` wrote, and on fresh images near its end the loss and, by head, what was right (0 to 1)."""
 
     path: Path
     loss: float
     accuracy: dict[str, float]
-
-
-class Student(nn.Module):
-    """A backbone and, on each tap, a projection to find cells by, and a classifier for textures and one for palettes."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, backbone: nn.Module, spec: BackboneSpec, textures: int, palettes: int) -> None:
-        super().__init__()
-        self.backbone = backbone
-        widths = {"texture": textures, "palette": palettes, "same": _PROJECTED}
-        self.heads = nn.ModuleDict(
-            {
-                f"{name}/{stride}": nn.Conv2d(channels, width, 1)
-                for name, width in widths.items()
-                for stride, channels in zip(STRIDES, spec.channels, strict=True)
-            }
-        )
-        mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
-        self.register_buffer("mean", 255 * mean.reshape(3, 1, 1), persistent=False)
-        self.register_buffer("std", 255 * std.reshape(3, 1, 1), persistent=False)
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Map uint8 (b, 3, s, s) to (b, classes or _PROJECTED, s/stride, s/stride) by head."""
-        x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        taps = {str(stride): tap for stride, tap in zip(STRIDES, self.backbone(x), strict=True)}
-        return {name: head(taps[name.split("/")[1]]) for name, head in self.heads.items()}
-
-
-class Scenes(Dataset[dict[str, np.ndarray]]):
-    """Scenes by number: `images` uint8 (2, 3, s, s), two photographs, and by head int64 (s/stride, s/stride) labels."""
-
-    def __init__(self, tiles: Tiles, size: int, seed: int) -> None:
-        self._tiles, self._size, self._seed = tiles, size, seed
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        scene = compose(self._tiles, self._size, self._seed, index)
-        rng = np.random.default_rng([self._seed, 3, index])
-        images = np.stack([photograph(scene.image, rng) for _ in range(2)])
-        labels = {
-            f"{name}/{stride}": cell_labels(label, stride)
-            for name, label in (("texture", scene.texture), ("palette", scene.palette))
-            for stride in STRIDES
-        }
-        return {"images": np.ascontiguousarray(images.transpose(0, 3, 1, 2)), **labels}
 
 
 @dataclass
@@ -253,49 +198,19 @@ def _update(
     settings: PretrainSettings,
     step: int,
 ) -> tuple[float, dict[str, float]]:
-    """One step; loss and accuracy by head before it."""
+    """One step; the loss before it, and by head what was right."""
     # both photographs of scene 0, then both of scene 1: a scene's labels are repeated twice
     images = batch.pop("images").to(device, non_blocking=True).flatten(0, 1)
     labels = {name: tensor.to(device, non_blocking=True).repeat_interleave(2, 0) for name, tensor in batch.items()}
-    with torch.autocast(device.type, torch.bfloat16):
-        answers = student(images)
     chance = torch.Generator().manual_seed(settings.seed * 2**31 + step)
-    losses, accuracy = [], {}
-    for name, answer in answers.items():
-        if name in labels:
-            losses.append(_NAMING * _cross_entropy(answer, labels[name]))
-            accuracy[name] = _accuracy(answer.detach(), labels[name])
-        else:
-            likeness, same = _likeness(answer, chance)
-            losses.append(_cross_entropy(likeness, same))
-            accuracy[name] = _accuracy(likeness.detach(), same)
-    loss = torch.stack(losses).sum()
+    loss, right = cell_losses(student, images, labels, chance)
     value = loss.item()
     if not math.isfinite(value):
         raise TrainError(f"the loss is {value} at step {step}; try again with a lower rate or another seed")
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
-    return value, accuracy
-
-
-def _likeness(projected: Tensor, chance: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Cells of the first photographs against the same cells of the second: logits (n, n), and labels: the diagonal."""
-    cells = functional.normalize(projected.float(), dim=1).permute(0, 2, 3, 1)
-    one, other = cells[0::2].flatten(0, 2), cells[1::2].flatten(0, 2)
-    chosen = torch.randperm(len(one), generator=chance)[:_COMPARED].to(one.device)
-    return _SHARPNESS * one[chosen] @ other[chosen].T, torch.arange(len(chosen), device=one.device)
-
-
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean over pure cells; 0 where a batch has none."""
-    total = functional.cross_entropy(logits.float(), labels, ignore_index=MIXED, reduction="sum")
-    return total / (labels != MIXED).sum().clamp(min=1)
-
-
-def _accuracy(logits: Tensor, labels: Tensor) -> float:
-    pure = labels != MIXED
-    return float(((logits.argmax(1) == labels) & pure).sum() / pure.sum().clamp(min=1))
+    return value, right
 
 
 def _line(averages: _Progress, done: int, settings: PretrainSettings, seconds_per_step: float) -> str:
