@@ -1,11 +1,12 @@
-"""Whether an adaptation helps to see defects that it was not shown.
+"""Which defects weights see, without a test image; above all, whether an adaptation helps with those it was not shown.
 
 Judged on synthetic defects over good images that neither the bank nor the adaptation has seen, so no test image is spent on
 choosing a schedule. DefectMaker's kinds are those that an adaptation with it has learnt; the others it has not: those of the
-older makers, thin lines, soft shades and local blur. Contrasts are low, 8 to 30 grey levels: all weights see bold defects.
+older makers, thin lines, soft shades, local blur, and parts of which a piece is gone, where the images show a part on a
+background. Contrasts are low, 8 to 30 grey levels: all weights see bold defects.
 
 `python -m benchmarks.unseen --data DIR --adapted FILE ...`, after `train adapt --seed S`: with the same `--seed` both hold out
-the same images. Files that learnt from one of them are refused.
+the same images. Files that learnt from one of them are refused. Without `--adapted` it measures `--weights` alone.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ _DRAWS = 2  # defects of each kind on each held-out image
 _CONTRAST = (8.0, 30.0)  # grey levels
 _BATCH = 8
 _MAKERS = {"REB": "defectmaker", "CutPaste": "cutpaste-3way", "DRAEM": "draem"}
-_GROUPS = (*_MAKERS, "line", "shade", "blur")
+_PIECE = (0.03, 0.2)  # of the part's area, gone
+_BACKGROUND_REACH = 0.05  # of the shorter side: how far the background is smoothed to go on where a piece is gone
 
 Scores = dict[str, npt.NDArray[np.float64]]
 Random = np.random.Generator
@@ -53,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="unseen", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="a product, as for `train fit`")
     parser.add_argument("--weights", help="initial ones, as for `train fit`")
-    parser.add_argument("--adapted", type=Path, nargs="+", required=True, metavar="FILE", help="of `train adapt`")
+    parser.add_argument("--adapted", type=Path, nargs="+", default=(), metavar="FILE", help="of `train adapt`")
     parser.add_argument("--seed", default=0, type=console.count, help="that they were adapted with (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.set_defaults(run=_run)
@@ -75,12 +77,12 @@ def _run(arguments: argparse.Namespace) -> int:
     for name, weights in {"initial": product.weights, **adapted}.items():
         figures[name] = _measure(dataclasses.replace(product, weights=weights), settings, held_out, flawed, talk)
     rows = [
-        (name, search, *(f"{100 * groups[group]:.1f}" for group in _GROUPS), f"{100 * fmean(groups.values()):.1f}")
+        (name, search, *(f"{100 * value:.1f}" for value in (*groups.values(), fmean(groups.values()))))
         for name, searches in figures.items()
         for search, groups in searches.items()
     ]
     title = f"image AUROC, percent; {len(held_out)} held-out images, {_DRAWS} defects of each kind on each"
-    console.table(title, ("weights", "search", *_GROUPS, "mean"), rows)
+    console.table(title, ("weights", "search", *flawed, "mean"), rows)
     console.say(f"on {machine()}")
     if arguments.json is not None:
         write_file(arguments.json, (json.dumps(figures, indent=1) + "\n").encode())
@@ -119,6 +121,8 @@ def _flawed(images: Sequence[Image], seed: int) -> dict[str, list[list[Image]]]:
         ]
     for group, mar in (("line", _line), ("shade", _shade), ("blur", _blur)):
         flawed[group] = [[_marred(mar, images[i], seed, i, n) for i, n in draws]]
+    if masks is not None:
+        flawed["gone"] = [[_gone(images[i], masks[i], np.random.default_rng([seed, i, n, 2])) for i, n in draws]]
     return flawed
 
 
@@ -171,6 +175,32 @@ def _blur(image: npt.NDArray[np.float32], contrast: float, rng: Random) -> npt.N
     """A soft spot without fine detail: the higher the contrast asked for, the coarser what is left."""
     weight = _spot(image.shape[:2], rng)
     return image + weight * (cv2.GaussianBlur(image, (0, 0), 1 + contrast / 8) - image)
+
+
+def _gone(image: Image, part: npt.NDArray[np.bool_], rng: Random) -> Image:
+    """The part without a piece, cut off straight, or round from its edge; a plain background goes on there.
+
+    A background with a pattern does not: there the filled piece shows by itself.
+    """
+    rows, columns = np.mgrid[: image.shape[0], : image.shape[1]].astype(np.float32)
+    if rng.random() < 0.5:
+        angle = rng.uniform(0, 2 * math.pi)
+        depth = -(columns * math.cos(angle) + rows * math.sin(angle))
+    else:
+        edge = np.argwhere(part & ~(cv2.erode(part.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0))
+        centre = edge[rng.integers(len(edge))]
+        depth = np.hypot(rows - centre[0], columns - centre[1])
+    reach = _BACKGROUND_REACH * min(image.shape[:2])
+    # a mask ends a little within the part: what is gone is gone with its outline
+    beside = cv2.dilate(part.astype(np.uint8), np.ones((2 * round(reach / 3) + 1,) * 2, np.uint8)) > 0
+    cut = beside & (depth <= np.quantile(depth[part], rng.uniform(*_PIECE)))
+    weight = cv2.GaussianBlur((~beside).astype(np.float32), (0, 0), reach)[..., None]
+    background = cv2.GaussianBlur(np.where(beside[..., None], 0, image).astype(np.float32), (0, 0), reach)
+    smooth = np.where(weight > 0.01, background / np.maximum(weight, 0.01), image[~beside].mean(axis=0))
+    grain = (image - smooth)[~beside]
+    filled = smooth + grain[rng.integers(len(grain), size=cut.shape)]
+    blend = cv2.GaussianBlur(cut.astype(np.float32), (0, 0), 0.8)[..., None]
+    return np.rint(image + blend * (filled - image)).clip(0, 255).astype(np.uint8)
 
 
 def _measure(

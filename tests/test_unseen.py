@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 from benchmarks import unseen
 from benchmarks.unseen import main
 from calibration.defects import KINDS
+from calibration.saliency import Saliency
 from engines import console
 from engines.images import Image, encode_png, pixel_digest
 from tests.fakes import flat, textured, tiny_adaptation
@@ -57,6 +59,33 @@ def test_a_blur_takes_fine_detail_somewhere_and_keeps_the_mean(seed: int) -> Non
     assert not change("blur", seed).any()  # where there is no detail there is none to take
     assert blurred.std() < image.std()
     assert blurred.mean() == pytest.approx(image.mean(), abs=2)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_where_a_piece_is_gone_the_background_goes_on(seed: int) -> None:
+    rows, columns = np.mgrid[:96, :96]
+    part = np.hypot(rows - 48, columns - 50) < 25
+    background = textured(seed, (96, 96)) // 8 + 20
+    image = np.where(part[..., None], np.uint8(200), background).astype(np.uint8)
+    seen = unseen._gone(image, cv2.erode(part.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0, np.random.default_rng(seed))
+    gone = part & (seen.mean(axis=2) < 120)
+    low, high = unseen._PIECE
+    assert 0.8 * low < gone.sum() / part.sum() < 1.5 * high  # a mask is a little smaller than the part
+    filled = cv2.erode(gone.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+    if filled.any():
+        assert seen[filled].mean() == pytest.approx(background.mean(), abs=6)
+    far = np.hypot(rows - 48, columns - 50) > 32
+    assert np.array_equal(seen[far], image[far])
+    rest = cv2.erode((part & ~gone).astype(np.uint8), np.ones((7, 7), np.uint8)) > 0
+    assert np.array_equal(seen[rest], image[rest])
+
+
+def test_a_piece_is_gone_only_where_there_is_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [textured(number, (96, 96)) for number in range(2)]
+    assert "gone" not in unseen._flawed(images, 0)
+    masks = (np.pad(np.ones((40, 40), bool), 28),) * 2
+    monkeypatch.setattr(unseen, "estimate_saliency", lambda _: Saliency(masks, "files", ""))
+    assert len(unseen._flawed(images, 0)["gone"][0]) == 4
 
 
 def test_the_same_seed_gives_the_same_defects_and_another_seed_others() -> None:
