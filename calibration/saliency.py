@@ -51,7 +51,7 @@ def read_saliency(folder: Path, names: Sequence[str], resize: Callable[[npt.NDAr
 
     Args:
         folder: the folder of mask files.
-        names: the images' file names.
+        names: the images' file names, or their paths below some folder; masks are to lie alike below `folder`.
         resize: brings a mask image, uint8 (H, W, 3) of the source image's size, to the network's size.
 
     Raises:
@@ -62,7 +62,7 @@ def read_saliency(folder: Path, names: Sequence[str], resize: Callable[[npt.NDAr
     masks: list[Mask] = []
     problems: list[str] = []
     for name in names:
-        stem = Path(name).stem
+        stem = Path(name).with_suffix("")
         found = [path for path in (folder / f"{stem}.png", folder / f"{stem}_mask.png") if path.is_file()]
         if not found:
             problems.append(f"{name}: no {stem}.png or {stem}_mask.png")

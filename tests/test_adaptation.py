@@ -471,14 +471,26 @@ def test_masks_from_files_are_used_and_a_missing_one_is_named(data: Path, tmp_pa
     assert not (tmp_path / "y.safetensors").exists()
 
 
-def test_masks_go_by_name_so_a_name_must_be_one_images(data: Path, tmp_path: Path) -> None:
-    loco = tmp_path / "loco"
+def test_where_images_share_a_name_masks_lie_in_folders_as_they_do(data: Path, tmp_path: Path) -> None:
+    loco, masks = tmp_path / "loco", tmp_path / "masks"
     parts = sorted((data / "train" / "good").iterdir())
-    for folder in ("train/good", "validation/good", "test/good", "test/logical_anomalies"):
+    for number, folder in enumerate(("train/good", "validation/good", "test/good", "test/logical_anomalies")):
         (loco / folder).mkdir(parents=True)
-        shutil.copy(parts[len(list(loco.rglob("*.png")))], loco / folder / "000.png")
-    masks = saliency_masks(loco, tmp_path / "masks")
-    with pytest.raises(TrainError, match="several images are called 000; rename them"):
+        shutil.copy(parts[number], loco / folder / "000.png")
+    mask = np.zeros((SIDE_PX, SIDE_PX, 3), np.uint8)
+    for number, folder in enumerate(("train/good", "validation/good")):
+        (masks / folder).mkdir(parents=True)
+        mask[16 : 32 + 16 * number] = 255
+        (masks / folder / "000.png").write_bytes(encode_png(mask))
+    talk = Talk()
+    found = train.adaptation._saliency(open_product(settings_for(loco), talk.console), slice(None), masks, [], talk.console)
+    assert found.masks is not None
+    assert [mask.mean() for mask in found.masks] == [0.25, 0.5]
+    (masks / "validation/good/000.png").unlink()
+    (masks / "000.png").write_bytes(encode_png(mask))  # of which of them?
+    with pytest.raises(
+        CalibrationError, match=r"validation/good/000.png: no validation/good/000.png or validation/good/000_mask"
+    ):
         adapted_to(loco, tmp_path / "x.safetensors", request_for(saliency=masks))
 
 

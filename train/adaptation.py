@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -203,12 +202,8 @@ def _read(product: Product, console: Console) -> tuple[list[Image], tuple[str, .
 def _saliency(product: Product, part: slice, folder: Path | None, images: Sequence[Image], console: Console) -> Saliency:
     """Where defects may be centred: on the part, and never where the station looks away."""
     if folder is not None:
-        samples = product.samples[part]
-        stems = Counter(sample.path.stem for sample in product.samples)
-        if len(stems) < len(product.samples):
-            twice = stems.most_common(1)[0][0]
-            raise TrainError(f"{folder}: masks go by the image's name, and several images are called {twice}; rename them")
-        saliency = read_saliency(folder, [sample.path.name for sample in samples], product.preprocessor.resized)
+        names = _mask_names([sample.path for sample in product.samples])[part]
+        saliency = read_saliency(folder, names, product.preprocessor.resized)
     else:
         with console.progress("saliency") as advance:
             saliency = estimate_saliency(images, advance)
@@ -218,6 +213,14 @@ def _saliency(product: Product, part: slice, folder: Path | None, images: Sequen
     judged = ~product.preprocessor.ignored
     masks = [judged] * len(images) if saliency.masks is None else [mask & judged for mask in saliency.masks]
     return replace(saliency, masks=tuple(mask if mask.any() else judged for mask in masks))
+
+
+def _mask_names(images: Sequence[Path]) -> list[str]:
+    """File names; where two images share one, paths below the folder that all are in."""
+    if len({path.stem for path in images}) == len(images):
+        return [path.name for path in images]
+    shared = os.path.commonpath([path.parent for path in images])
+    return [os.path.relpath(path, shared) for path in images]
 
 
 def _task(product: Product, request: Request, images: Sequence[Image], saliency: Saliency, seed: int, *, augment: bool) -> Task:
