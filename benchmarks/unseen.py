@@ -30,7 +30,8 @@ from engines import console
 from engines.atomic import write_file
 from engines.bench import machine
 from engines.images import Image, pixel_digest
-from engines.ldknn import LDKNN, density, pool
+from engines.ldknn import LDKNN, density
+from engines.pooling import Windows
 from engines.preprocess import Preprocessor
 from train import TrainError
 from train.features import embed
@@ -226,6 +227,7 @@ def _measure(
 def _scores(normals: Normals, search: LDKNN, dense: npt.NDArray[np.float32], images: Sequence[Image]) -> Scores:
     """Image scores float64 (n,) by nearest neighbour and by LDKNN, squared distances both."""
     judged, as_input = normals.judged, Preprocessor(normals.preprocessor.size)  # the images have that size already
+    windows = Windows(judged)
     found: dict[str, list[float]] = {"nn": [], "ldknn": []}
     for start in range(0, len(images), _BATCH):
         batch = np.concatenate([as_input(image) for image in images[start : start + _BATCH]])
@@ -235,7 +237,7 @@ def _scores(normals: Normals, search: LDKNN, dense: npt.NDArray[np.float32], ima
             for name, values in (("nn", squared), ("ldknn", squared - dense[row])):
                 laid_out = np.zeros(judged.shape, np.float32)
                 laid_out[judged] = values
-                found[name].append(pool(laid_out, judged))
+                found[name].append(float(windows.pool(laid_out)))
     return {name: np.array(values) for name, values in found.items()}
 
 

@@ -12,8 +12,9 @@ import numpy.typing as npt
 from engines.bundle import Bank, Bundle, Method
 from engines.extractors import FeatureExtractor, make_extractor
 from engines.images import Image
-from engines.ldknn import LDKNN, pool
+from engines.ldknn import LDKNN
 from engines.preprocess import Preprocessor
+from engines.verdict_first import VerdictFirst
 
 _BLUR_PATCHES = 0.5  # sigma of the map's blur: 4 pixels at 256 x 256, where a patch is 8
 
@@ -27,7 +28,7 @@ class Score:
     """
 
     value: float
-    _patches: npt.NDArray[np.float32]
+    _embeddings: npt.NDArray[np.float32]
 
 
 class Scorer:
@@ -39,7 +40,7 @@ class Scorer:
         self.extractor = extractor
         self.ldknn = LDKNN(bank.rows, bank.density, alpha=method.alpha, metric=method.metric)
         self._judged = preprocessor.judged_patches(method.grid)
-        self._pooling = method.pooling
+        self._first = VerdictFirst(self.ldknn, self._judged, method.pooling)
 
     def score(self, image: Image) -> Score:
         """Score one frame, uint8 RGB (H, W, 3).
@@ -51,12 +52,12 @@ class Scorer:
 
     def judge(self, embeddings: npt.NDArray[np.float32]) -> Score:
         """Score the embeddings float32 (patches, d) of one image."""
-        patches = self.ldknn.score(embeddings).reshape(self._judged.shape)
-        return Score(pool(patches, self._judged, self._pooling), patches)
+        return Score(self._first.score(embeddings), embeddings)
 
     def map(self, score: Score) -> npt.NDArray[np.float32]:
         """Exact patch scores, float32 (rows, columns); NaN where a patch is ignored."""
-        return np.where(self._judged, score._patches, np.float32(np.nan))
+        patches = self.ldknn.score(score._embeddings).reshape(self._judged.shape)
+        return np.where(self._judged, patches, np.float32(np.nan))
 
 
 class Inspector(Scorer):

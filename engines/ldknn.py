@@ -56,7 +56,22 @@ class LDKNN:
         self._norms = _squared_norms(self._rows)
         self._density = np.asarray(density, np.float32)
         self._alpha = np.float32(alpha)
-        self._metric = metric
+        self.metric = metric
+
+    @property
+    def rows(self) -> Floats:
+        """The distinct bank rows, float32 (n, d)."""
+        return self._rows
+
+    @property
+    def density(self) -> Floats:
+        """Their densities, float32 (n,)."""
+        return self._density[self._kept]
+
+    @property
+    def alpha(self) -> float:
+        """Weight of the density."""
+        return float(self._alpha)
 
     def score(self, queries: Floats) -> Floats:
         """LDKNN score of each query: float32 (q, d) to float32 (q,), higher is more anomalous. O(q n d).
@@ -65,7 +80,7 @@ class LDKNN:
             EngineError: wrong shape or dtype. A query that is not finite scores NaN, which no caller may pass.
         """
         squared, nearest_row = self.search(queries)
-        return np.asarray(distance(squared, self._metric) - self._alpha * self._density[nearest_row])
+        return np.asarray(distance(squared, self.metric) - self._alpha * self._density[nearest_row])
 
     def search(self, queries: Floats) -> tuple[Floats, npt.NDArray[np.int64]]:
         """Nearest bank row of each query: squared distance float32 (q,) and row index int64 (q,).
@@ -211,53 +226,6 @@ def density(
 def distance(squared: Floats, metric: str) -> Floats:
     """Squared Euclidean distances in the metric asked for."""
     return np.sqrt(squared) if metric == "euclidean" else squared
-
-
-def pool(patches: Floats, judged: npt.NDArray[np.bool_], pooling: str = "cover") -> float:
-    """Image score: the maximum over 3 x 3 windows, stride 3, of the mean patch score.
-
-    `cover` adds a last window flush with the border, so that every patch can reject a part; `paper` is the authors'
-    average pooling, which on a 32 x 32 map never sees the last two rows and columns. Patches that are not judged are
-    left out of a window's mean, and windows without a judged patch out of the maximum.
-
-    Args:
-        patches: float32 (rows, columns) patch scores.
-        judged: bool (rows, columns).
-
-    Returns:
-        The score; NaN where any judged patch is NaN, whether a window covers it or not.
-
-    Raises:
-        EngineError: an unknown pooling, or no judged patch below any window.
-    """
-    if pooling not in ("cover", "paper"):
-        raise EngineError(f"pooling '{pooling}', expected 'cover' or 'paper'")
-    if np.isnan(patches[judged]).any():
-        return float("nan")
-    tops, lefts = (_window_starts(length, pooling) for length in patches.shape)
-    windows = window_means(np.where(judged, patches, 0), tops, lefts)
-    shares = window_means(judged, tops, lefts)
-    if not (shares > 0).any():
-        raise EngineError(f"pooling '{pooling}' covers none of the {np.count_nonzero(judged)} judged patches; use 'cover'")
-    return float((windows[shares > 0] / shares[shares > 0]).max())
-
-
-def window_means(patches: npt.NDArray, tops: npt.NDArray[np.int64], lefts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Mean of each 3 x 3 window (smaller on a map smaller than that): (rows, columns) to float64 (tops, lefts)."""
-    side_r, side_c = min(3, patches.shape[0]), min(3, patches.shape[1])
-    total = np.zeros((len(tops), len(lefts)))
-    for down in range(side_r):
-        for right in range(side_c):
-            total += patches[np.ix_(tops + down, lefts + right)]
-    return total / (side_r * side_c)
-
-
-def _window_starts(length: int, pooling: str) -> npt.NDArray[np.int64]:
-    last = max(length - 3, 0)
-    starts = np.arange(0, last + 1, 3)
-    if pooling == "cover" and starts[-1] != last:
-        starts = np.append(starts, last)
-    return starts
 
 
 def _candidates(

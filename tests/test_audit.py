@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engines import ldknn
 from engines.images import read_image
+from engines.pooling import Windows
 from train import TrainError, audit
 from train.audit import Finding, audit_images, leave_one_out, leave_one_out_scores, outliers, summarise
 from train.contact_sheet import _share, contact_sheet
@@ -200,7 +200,7 @@ def test_leave_one_out_equals_the_plain_computation_over_blocks(monkeypatch: pyt
         own = features[owner == image].astype(np.float64)
         patches = np.zeros(judged.shape, np.float32)
         patches[judged] = ((own[:, None] - others[None]) ** 2).sum(axis=2).min(axis=1)
-        expected.append(ldknn.pool(patches, judged))
+        expected.append(Windows(judged).pool(patches))
     np.testing.assert_allclose(leave_one_out_scores(features, owner, coreset, judged), expected, rtol=1e-4)
 
 

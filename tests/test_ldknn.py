@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engines import EngineError
-from engines.ldknn import LDKNN, QUERY_BLOCK, ROW_BLOCK, _window_starts, density, nearest, pool
+from engines.ldknn import LDKNN, QUERY_BLOCK, ROW_BLOCK, density, nearest
 
 Floats = npt.NDArray[np.float32]
 
@@ -373,83 +373,3 @@ def test_wrong_arguments_are_refused() -> None:
         density(np.arange(4), LINE, 1, metric="cosine")
     with pytest.raises(EngineError, match="no neighbour"):
         nearest(LINE[:1], LINE[:1], 1, exclude=np.array([0]))
-
-
-ALL = np.ones((32, 32), bool)
-
-
-def spike(row: int, col: int, value: float = 9.0, shape: tuple[int, int] = (32, 32)) -> Floats:
-    patches = np.zeros(shape, np.float32)
-    patches[row, col] = value
-    return patches
-
-
-def test_there_are_121_windows_on_the_paper_s_map() -> None:
-    assert _window_starts(32, "cover").tolist() == [0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 29]
-    assert len(_window_starts(32, "paper")) == 10
-
-
-def test_a_spike_anywhere_is_seen() -> None:
-    assert {pool(spike(row, col), ALL) for row in range(32) for col in range(32)} == {1.0}
-
-
-def test_the_paper_s_pooling_misses_the_last_two_rows_and_columns() -> None:
-    for row in range(32):
-        for col in range(32):
-            assert pool(spike(row, col), ALL, "paper") == (0.0 if max(row, col) >= 30 else 1.0)
-
-
-@pytest.mark.parametrize("pooling", ["cover", "paper"])
-def test_a_map_of_thirds_is_pooled_alike(pooling: str) -> None:
-    patches = np.random.default_rng(13).normal(size=(9, 12)).astype(np.float32)
-    expected = max(patches[r : r + 3, c : c + 3].mean() for r in range(0, 9, 3) for c in range(0, 12, 3))
-    assert pool(patches, np.ones((9, 12), bool), pooling) == pytest.approx(expected, rel=1e-6)
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (2, 2), (1, 5), (3, 3), (4, 7)])
-def test_small_maps_are_pooled_over_what_there_is(shape: tuple[int, int]) -> None:
-    cells = min(3, shape[0]) * min(3, shape[1])
-    for row in range(shape[0]):
-        for col in range(shape[1]):
-            assert pool(spike(row, col, shape=shape), np.ones(shape, bool)) == pytest.approx(9 / cells)
-
-
-def test_a_score_may_be_negative() -> None:
-    assert pool(np.full((32, 32), -2, np.float32), ALL) == -2
-
-
-def test_patches_that_are_not_judged_are_left_out() -> None:
-    judged = ALL.copy()
-    judged[:3, :2] = False  # the first window keeps three judged patches
-    patches = np.full((32, 32), -5, np.float32)
-    patches[:3, :2] = 1e9
-    patches[:3, 2] = (3, 6, 9)
-    assert pool(patches, judged) == 6
-    patches[:3, :2] = np.nan
-    assert pool(patches, judged) == 6
-
-
-def test_a_window_without_a_judged_patch_is_no_zero() -> None:
-    judged = ALL.copy()
-    judged[:6, :6] = False
-    assert pool(np.full((32, 32), -2, np.float32), judged) == -2
-
-
-@pytest.mark.parametrize("pooling", ["cover", "paper"])
-@pytest.mark.parametrize("at", [(0, 0), (15, 15), (31, 31), (30, 2)])
-def test_nan_at_a_judged_patch_is_never_lost(pooling: str, at: tuple[int, int]) -> None:
-    assert np.isnan(pool(spike(*at, value=np.nan), ALL, pooling))
-
-
-def test_infinity_at_a_judged_patch_rejects() -> None:
-    assert pool(spike(31, 31, value=np.inf), ALL) == np.inf
-
-
-def test_pooling_that_can_judge_nothing_is_refused() -> None:
-    judged = np.zeros((32, 32), bool)
-    judged[31] = True
-    assert pool(spike(31, 31, 6.0), judged) == 2.0
-    with pytest.raises(EngineError, match="none of the 32 judged patches"):
-        pool(spike(31, 31), judged, "paper")
-    with pytest.raises(EngineError, match="pooling 'mean'"):
-        pool(spike(31, 31), judged, "mean")

@@ -25,7 +25,8 @@ from pydantic import Field, ValidationError
 import engines
 from engines.atomic import write_file
 from engines.bundle import Record
-from engines.ldknn import LDKNN, Floats, density, distance, pool
+from engines.ldknn import LDKNN, density, distance
+from engines.pooling import Windows
 from train import TrainError
 from train.ablation_table import COMPARED, REB, SEARCHES, Row, auroc_plot, draw_curve, draw_makers
 from train.adaptation import Request, adapt_product, check_request, forget
@@ -190,6 +191,7 @@ def score_images(
     with console.progress("density") as advance:
         dense = density(bank, normals.bank_features, settings.k, metric=settings.metric, progress=advance)
     ldknn = LDKNN(normals.bank_features[bank], dense, alpha=1.0, metric=settings.metric)
+    windows = Windows(normals.judged)
     scores = {search: np.empty(len(samples)) for search in SEARCHES}
     digests: list[str] = []
     with console.progress("test images") as advance:
@@ -200,8 +202,9 @@ def score_images(
             squared, row = ldknn.search(features)
             near = distance(squared, settings.metric)
             for search, values in (("nn", near), ("ldknn", near - dense[row])):
-                images = values.reshape(len(batch), normals.patches)
-                scores[search][start : start + len(batch)] = [_pooled(patches, normals.judged) for patches in images]
+                maps = np.zeros((len(batch), *normals.judged.shape), np.float32)
+                maps[:, normals.judged] = values.reshape(len(batch), normals.patches)
+                scores[search][start : start + len(batch)] = windows.pool(maps)
             advance(start + len(batch), len(samples))
     for values in scores.values():
         if not np.isfinite(values).all():
@@ -404,13 +407,6 @@ def _measure(work: _Work, product: Product, settings: Settings, cell: Cell, begu
         nn=image_auroc(scores["nn"][good], scores["nn"][~good]),
         ldknn=image_auroc(scores["ldknn"][good], scores["ldknn"][~good]),
     )
-
-
-def _pooled(patches: Floats, judged: npt.NDArray[np.bool_]) -> float:
-    """Image score of one image's judged patches, float32 (judged,)."""
-    laid_out = np.zeros(judged.shape, np.float32)
-    laid_out[judged] = patches
-    return pool(laid_out, judged)
 
 
 def _write(work: _Work, rows: Sequence[Row], stem: str, legend: str, draw: Callable[[Axes, Sequence[Row]], None]) -> None:

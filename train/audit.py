@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from engines import EngineError
 from engines.images import Image, pixel_digest
-from engines.ldknn import QUERY_BLOCK, ROW_BLOCK, Floats, Progress, pool
+from engines.ldknn import QUERY_BLOCK, ROW_BLOCK, Floats, Progress
+from engines.pooling import Windows
 from engines.preprocess import MIN_SIDE_PX
 from train import TrainError
 from train.data import Sample
@@ -172,13 +173,14 @@ def leave_one_out_scores(
         raise TrainError(f"all {len(coreset)} coreset rows come from one image, expected two or more images; raise the coreset")
     bank = features[coreset]
     norms = np.einsum("ij,ij->i", bank, bank)
+    windows = Windows(judged)
     scores = np.empty(len(counts))
     for image in range(len(counts)):
         own = features[image_of_row == image]
         patches = np.zeros(judged.shape, np.float32)
         blocks = [own[start : start + QUERY_BLOCK] for start in range(0, len(own), QUERY_BLOCK)]
         patches[judged] = np.concatenate([_to_others(block, bank, norms, owner == image) for block in blocks])
-        scores[image] = pool(patches, judged)
+        scores[image] = windows.pool(patches)
         if progress is not None:
             progress(image + 1, len(counts))
     return scores

@@ -15,7 +15,8 @@ from engines import EngineError
 from engines.bundle import Bundle, Input, Record
 from engines.images import Image, pixel_digest, read_image
 from engines.inspector import Inspector, anomaly_map
-from engines.ldknn import Floats, Progress, pool
+from engines.ldknn import Floats, Progress
+from engines.pooling import Windows
 from train import TrainError
 from train.baselines import BASELINES, Neighbourhood
 from train.data import Dataset, Sample
@@ -182,9 +183,10 @@ def _score(inspector: Inspector, bank: Neighbourhood, sample: Sample, image: Ima
         raise TrainError(f"{sample.path}: the network gave numbers that are not finite; check the backend, or train again")
     score = inspector.judge(embeddings)
     scored = {"ldknn": (score.value, inspector.map(score))}
+    windows = Windows(judged, method.pooling)
     for name, values in bank.scores(embeddings).items():
         patches = values.reshape(method.grid)
-        scored[name] = (pool(patches, judged, method.pooling), np.where(judged, patches, np.float32(np.nan)))
+        scored[name] = (float(windows.pool(patches)), np.where(judged, patches, np.float32(np.nan)))
     return scored
 
 
