@@ -223,7 +223,7 @@ def density(
     return np.asarray(distance(squared, metric).mean(axis=1), dtype=np.float32)
 
 
-def distance(squared: Floats, metric: str) -> Floats:
+def distance(squared: npt.NDArray, metric: str) -> npt.NDArray:
     """Squared Euclidean distances in the metric asked for."""
     return np.sqrt(squared) if metric == "euclidean" else squared
 

@@ -51,7 +51,7 @@ class Windows:
         return np.asarray(flat[..., self._index].sum(axis=-1, dtype=np.float64) / self._count)
 
     def pool(self, patches: npt.NDArray) -> npt.NDArray[np.float64]:
-        """Image scores: (..., rows, columns) to float64 (...); NaN where a judged patch is, whether a window covers it or not."""
+        """Image scores: (..., rows, columns) to float64 (...); NaN where a judged patch is NaN, below a window or not."""
         lost = (np.isnan(patches) & self._judged).any(axis=(-2, -1))
         return np.where(lost, np.nan, self.means(patches).max(axis=-1))
 
