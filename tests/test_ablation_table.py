@@ -41,6 +41,11 @@ def test_tables_are_in_percent() -> None:
     ]
 
 
+def test_one_seed_has_no_range() -> None:
+    _, cells = few_shot_table([row(None, "nn", 0.5, few_shot=1)])
+    assert cells == [("1", "50.00")]
+
+
 def test_the_plot_of_makers_shows_every_seed_and_the_mean() -> None:
     axes = Figure().add_subplot()
     draw_makers(

@@ -74,12 +74,13 @@ def makers_table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, 
 
 
 def few_shot_table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Columns and cells, a line for each number of good images, in percent: mean (lowest to highest)."""
+    """Columns and cells, a line for each number of good images, in percent: mean (lowest to highest), or the only seed's."""
     names = list(dict.fromkeys(row.name for row in rows))
     lines: dict[int | None, list[str]] = {}
     for row in rows:
         low, high = _span(row)
-        lines.setdefault(row.few_shot, []).append(f"{_percent(row.mean)} ({_percent(low)} to {_percent(high)})")
+        span = f" ({_percent(low)} to {_percent(high)})" if len(row.values) > 1 else ""
+        lines.setdefault(row.few_shot, []).append(f"{_percent(row.mean)}{span}")
     return ("good images", *names), [(str(count), *cells) for count, cells in lines.items()]
 
 

@@ -1,13 +1,14 @@
-"""What a backbone learns from drawn scenes: three dense tasks, whose labels the drawing gives for nothing.
+"""What a backbone learns from drawn scenes: two dense tasks, whose labels the drawing gives for nothing.
 
 One image gives hundreds of labels, to the very activations that patch embeddings are made of. Each scene is photographed
 twice. Every cell of both taps is to
 
 - find itself in the other photograph, among cells of the whole batch (InfoNCE: van den Oord et al., arXiv 1807.03748; on
-  cells: Wang et al., arXiv 2011.09157), so features learn to overlook blur, noise and a little light;
-- name its texture and its palette, where it lies in one region;
-- show the colours in it and around it. Features that only recognise material are blind to a part that is gone, because what
-  is left is background, which they know: this keeps in every patch what its neighbourhood should look like.
+  cells: Wang et al., arXiv 2011.09157), so features learn to overlook light, gain, blur and noise;
+- name its texture and its palette, where it lies in one region.
+
+Hundreds of steps serve, thousands harm: the better cells name their material, the less they hold of what surrounds them, and
+a part of which a piece is gone shows only there, because what is left is background, which is known.
 """
 
 from __future__ import annotations
@@ -26,13 +27,11 @@ STRIDES = (8, 16)  # of the two taps
 _SHARPNESS = 10.0  # of the softmax over cosines between photographs: a temperature of 0.1
 _PROJECTED = 128  # channels that cells find each other by
 _COMPARED = 1024  # cells of a batch that are compared with each other
-_DOTS = 4  # a side, of a cell's own colours that it shows
-_AROUND = 5  # cells a side, whose mean colours it shows
-_NAMING, _SHOWING = 0.5, 0.05  # weights beside finding; showing at 0.2 and above leaves naming at chance
+_NAMING = 0.5  # weight of naming beside finding
 
 
 class Student(nn.Module):
-    """A backbone and, on each tap, a projection to find cells by, classifiers of texture and palette, and what it shows."""
+    """A backbone and, on each tap, a projection to find cells by, and a classifier for textures and one for palettes."""
 
     mean: Tensor
     std: Tensor
@@ -40,7 +39,7 @@ class Student(nn.Module):
     def __init__(self, backbone: nn.Module, spec: BackboneSpec, textures: int, palettes: int) -> None:
         super().__init__()
         self.backbone = backbone
-        widths = {"texture": textures, "palette": palettes, "same": _PROJECTED, "shown": 3 * (_DOTS**2 + _AROUND**2)}
+        widths = {"texture": textures, "palette": palettes, "same": _PROJECTED}
         self.heads = nn.ModuleDict(
             {
                 f"{name}/{stride}": nn.Conv2d(channels, width, 1)
@@ -54,13 +53,9 @@ class Student(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Map uint8 (b, 3, s, s) to (b, a head's width, s/stride, s/stride) by head."""
-        x = self.normalised(images).contiguous(memory_format=torch.channels_last)
+        x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         taps = {str(stride): tap for stride, tap in zip(STRIDES, self.backbone(x), strict=True)}
         return {name: head(taps[name.split("/")[1]]) for name, head in self.heads.items()}
-
-    def normalised(self, images: Tensor) -> Tensor:
-        """Map uint8 (b, 3, s, s) to float32, as the backbone takes images."""
-        return (images - self.mean) / self.std
 
 
 class Scenes(Dataset[dict[str, np.ndarray]]):
@@ -93,43 +88,20 @@ def cell_losses(
         chance: draws the cells that are compared.
 
     Returns:
-        The loss, and 0 to 1 by head: the share of cells that were named or found, or the share of the variance shown.
+        The loss, and by head the share of cells that were named or found, 0 to 1.
     """
     with torch.autocast(images.device.type, torch.bfloat16):
         answers = student(images)
     losses, right = [], {}
     for name, answer in answers.items():
-        task, stride = name.split("/")
-        if task == "shown":
-            seen = surroundings(student.normalised(images), int(stride))
-            error = functional.mse_loss(answer.float(), seen)
-            losses.append(_SHOWING * error)
-            right[name] = float(1 - error.detach() / seen.var())
-        elif task == "same":
+        if name in labels:
+            losses.append(_NAMING * _cross_entropy(answer, labels[name]))
+            right[name] = _accuracy(answer.detach(), labels[name])
+        else:
             likeness, same = _likeness(answer, chance)
             losses.append(_cross_entropy(likeness, same))
             right[name] = _accuracy(likeness.detach(), same)
-        else:
-            losses.append(_NAMING * _cross_entropy(answer, labels[name]))
-            right[name] = _accuracy(answer.detach(), labels[name])
     return torch.stack(losses).sum(), right
-
-
-def surroundings(pixels: Tensor, stride: int) -> Tensor:
-    """What each cell has to show: a grid of colours within it, then the mean colours of the cells around it.
-
-    Args:
-        pixels: float32 (b, 3, s, s).
-        stride: pixels a side of a cell, a multiple of _DOTS.
-
-    Returns:
-        float32 (b, 3 (_DOTS^2 + _AROUND^2), s/stride, s/stride). Beyond the border the outermost cells go on.
-    """
-    within = functional.pixel_unshuffle(functional.avg_pool2d(pixels, stride // _DOTS), _DOTS)
-    means = functional.avg_pool2d(pixels, stride)
-    reach = _AROUND // 2
-    around = functional.unfold(functional.pad(means, (reach,) * 4, mode="replicate"), _AROUND)
-    return torch.cat([within, around.unflatten(2, means.shape[2:])], dim=1)
 
 
 def _likeness(projected: Tensor, chance: torch.Generator) -> tuple[Tensor, Tensor]:

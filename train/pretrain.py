@@ -52,7 +52,7 @@ class PretrainSettings:
         command: as typed, for the record.
     """
 
-    steps: int = 10_000
+    steps: int = 700
     batch: int = 32
     size: int = 96
     textures: int = 256

@@ -109,14 +109,11 @@ def compose(tiles: Tiles, size: int, seed: int, index: int) -> Scene:
 
 
 def photograph(image: Image, rng: Random) -> Image:
-    """What a plain camera makes of a scene: slightly uneven light, gain and offset, a little blur, noise, clipping.
-
-    Light is nearly steady, as in a station: features that overlooked more of it would overlook grey level with it.
-    """
+    """What a plain camera makes of a scene: uneven light, gain and offset, a little blur, noise, clipping."""
     side = image.shape[0]
-    light = cv2.resize(np.exp(rng.normal(0, 0.05, (3, 3))).astype(np.float32), (side, side), interpolation=cv2.INTER_CUBIC)
-    gain = np.exp(rng.normal(0, 0.04) + rng.normal(0, 0.01, 3)).astype(np.float32)
-    seen = image.astype(np.float32) * light[..., None] * gain + np.float32(rng.normal(0, 2.5))
+    light = cv2.resize(np.exp(rng.normal(0, 0.18, (3, 3))).astype(np.float32), (side, side), interpolation=cv2.INTER_CUBIC)
+    gain = np.exp(rng.normal(0, 0.12) + rng.normal(0, 0.03, 3)).astype(np.float32)
+    seen = image.astype(np.float32) * light[..., None] * gain + np.float32(rng.normal(0, 8))
     if rng.random() < 0.4:
         seen = cv2.GaussianBlur(seen, (0, 0), rng.uniform(0.3, 1.2))
     if rng.random() < 0.8:
