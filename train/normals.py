@@ -64,8 +64,8 @@ def embed_normals(product: Product, seed: int, console: Console) -> Normals:
 
 def _is_one_size(seen: frozenset[tuple[int, int]], others: Sequence[Sample], console: Console) -> bool:
     """True where the images seen have one size, (height, width), and so have the others; reads no more than it takes."""
-    if len(seen) > 1:
-        return False
+    if len(seen) > 1 or not others:
+        return len(seen) == 1
     with console.progress("sizes") as advance:
         for done, sample in enumerate(others, 1):
             if sample.image().shape[:2] not in seen:
