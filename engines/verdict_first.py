@@ -52,18 +52,23 @@ class VerdictFirst:
         Args:
             search: the exact search, which this one agrees with.
             judged, pooling: how patches become an image score, as for `Windows`.
+
+        Raises:
+            EngineError: a bank that is not finite, or windows that judge nothing.
         """
         self._search = search
         self._judged = judged
         self._windows = Windows(judged, pooling)
         rows = search.rows
+        if not np.isfinite(rows).all() or not np.isfinite(search.density).all():
+            raise EngineError("the bank holds numbers that are not finite; train again")
         self._order = np.argsort(search.density, kind="stable")
         self._least_density = search.density[self._order[::_GROUP]]
         self._centre = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
         directions = _principal(rows, self._centre)
         self._directions = directions.astype(np.float32)
         # rounded once, from float64: an error of half a unit, which `_allowance` has room for
-        projected = _projected(rows[self._order], self._centre, directions)
+        projected = _projected(rows, self._order, self._centre, directions)
         squared = np.einsum("ij,ij->i", projected, projected)
         self._reach = float(np.sqrt(squared.max()))
         self._columns = np.ascontiguousarray(np.column_stack([projected, squared]).T, np.float32)
@@ -186,19 +191,19 @@ def _squares(vectors: Floats) -> Reals:
 def _principal(rows: Floats, centre: Floats) -> Reals:
     """The leading principal directions of rows about a centre: float64 (d, m), orthonormal columns."""
     scatter = np.zeros((rows.shape[1],) * 2)
-    for start in range(0, len(rows), _ROWS):
-        centred = (rows[start : start + _ROWS] - centre).astype(np.float64)
+    for start in range(0, len(rows), _QUERIES):
+        centred = rows[start : start + _QUERIES].astype(np.float64) - centre
         scatter += centred.T @ centred
     _, vectors = np.linalg.eigh(scatter)
     return np.ascontiguousarray(vectors[:, ::-1][:, :_DIMENSIONS])
 
 
-def _projected(rows: Floats, centre: Floats, directions: Reals) -> Reals:
-    """z of rows: float64 (n, m + 1)."""
-    projected = np.empty((len(rows), directions.shape[1] + 1))
-    for start in range(0, len(rows), _ROWS):
-        part = slice(start, start + _ROWS)
-        centred = rows[part].astype(np.float64) - centre
+def _projected(rows: Floats, order: npt.NDArray[np.int64], centre: Floats, directions: Reals) -> Reals:
+    """z of the rows in an order: float64 (n, m + 1)."""
+    projected = np.empty((len(order), directions.shape[1] + 1))
+    for start in range(0, len(order), _QUERIES):
+        part = slice(start, start + _QUERIES)
+        centred = rows[order[part]].astype(np.float64) - centre
         within = centred @ directions
         projected[part, :-1] = within
         left = centred - within @ directions.T

@@ -188,7 +188,7 @@ def test_both_searches_score_as_the_inspector_does_and_nn_is_alpha_0(product: Pa
 def test_scores_that_are_not_finite_are_refused(product: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = settings_for(product)
     normals = embed_normals(open_product(settings, Talk().console), 0, Talk().console)
-    monkeypatch.setattr(train.ablate, "pool", lambda patches, judged: float("nan"))
+    monkeypatch.setattr(train.ablate.Windows, "pool", lambda self, maps: np.full(len(maps), np.nan))
     sample = open_dataset(product).test[0]
     with pytest.raises(TrainError, match=f"^{sample.path}: the network gave numbers that are not finite"):
         score_images(normals, np.arange(5), settings, [sample], Talk().console)

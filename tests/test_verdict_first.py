@@ -190,5 +190,13 @@ def test_wrong_embeddings_are_refused() -> None:
             first.score(wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("where", ["rows", "density"])
+def test_a_bank_that_is_not_finite_is_refused(where: str) -> None:
+    rows, density = np.ones((3, 4), np.float32), np.zeros(3, np.float32)
+    {"rows": rows[1:2], "density": density}[where][0] = np.nan
+    with pytest.raises(EngineError, match="the bank holds numbers that are not finite"):
+        VerdictFirst(LDKNN(rows, density, alpha=1.0), ALL)
+
+
 def test_products_have_room_for_whole_groups() -> None:
     assert verdict_first._ROWS % verdict_first._GROUP == 0
