@@ -9,18 +9,26 @@ from engines import EngineError
 from engines.ldknn import Floats, Progress
 
 PROJECTION_DIM = 128
+_FEWEST_ROWS = 100  # that can be asked for by their number
 _BATCH = 16  # rows looked at in one pass over the projected patches; a pass is bound by memory, not by arithmetic
 
 
-def coreset_size(fraction: float, patches: int) -> int:
-    """Rows that a coreset of `fraction` keeps of `patches`: at least 1.
+def coreset_size(amount: float, patches: int) -> int:
+    """Rows that a coreset keeps of `patches`: a fraction up to 1, at least 1 row, or a number of rows, at least _FEWEST_ROWS.
+
+    What lies between is refused: who asks for 2 means 2 % more often than a bank of two rows.
 
     Raises:
-        EngineError: a fraction that is not above 0 and at most 1.
+        EngineError: an amount that is neither.
     """
-    if not 0 < fraction <= 1:
-        raise EngineError(f"coreset fraction {fraction}, expected above 0 and at most 1")
-    return max(1, round(fraction * patches))
+    if 0 < amount <= 1:
+        return max(1, round(amount * patches))
+    if not (amount >= _FEWEST_ROWS and float(amount).is_integer()):
+        raise EngineError(
+            f"coreset {amount:g}, expected a fraction above 0 and at most 1 (2 % is 0.02), or a whole number of rows,"
+            f" {_FEWEST_ROWS} or more"
+        )
+    return min(int(amount), patches)
 
 
 def project(features: Floats, dim: int, rng: np.random.Generator) -> Floats:

@@ -152,14 +152,17 @@ def test_features_that_are_not_finite_are_refused(bad: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fraction", "patches", "expected"),
-    [(1.0, 1024, 1024), (0.1, 1024, 102), (0.001, 10, 1), (1e-9, 1, 1), (0.5, 3, 2), (0.25, 8, 2)],
+    ("amount", "patches", "expected"),
+    [
+        *[(1.0, 1024, 1024), (0.1, 1024, 102), (0.001, 10, 1), (1e-9, 1, 1), (0.5, 3, 2), (0.25, 8, 2)],
+        *[(100, 1024, 100), (2048.0, 10_000, 2048), (2048, 2000, 2000)],
+    ],
 )
-def test_coreset_size(fraction: float, patches: int, expected: int) -> None:
-    assert coreset_size(fraction, patches) == expected
+def test_coreset_size(amount: float, patches: int, expected: int) -> None:
+    assert coreset_size(amount, patches) == expected
 
 
-@pytest.mark.parametrize("fraction", [0.0, -0.1, 1.0001, float("nan"), float("inf")])
-def test_a_fraction_out_of_range_is_refused(fraction: float) -> None:
-    with pytest.raises(EngineError, match="coreset fraction"):
-        coreset_size(fraction, 100)
+@pytest.mark.parametrize("amount", [0.0, -0.1, 1.0001, 2.0, 99, 2048.5, float("nan"), float("inf")])
+def test_an_amount_that_is_neither_a_fraction_nor_a_number_of_rows_is_refused(amount: float) -> None:
+    with pytest.raises(EngineError, match=rf"coreset {amount:g}, expected a fraction above 0 .*, 100 or more"):
+        coreset_size(amount, 1000)

@@ -242,7 +242,9 @@ def _add_seed(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_coreset(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--coreset", default=0.02, type=float, help="part of the patches to keep (default: %(default)s)")
+    parser.add_argument(
+        "--coreset", default=0.02, type=float, help="part of the patches to keep, or from 100 how many (default: %(default)s)"
+    )
 
 
 def _sample(arguments: argparse.Namespace) -> int:

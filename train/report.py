@@ -307,7 +307,7 @@ def _provenance(bundle: Bundle, dataset: Dataset, evaluation: Evaluation) -> lis
         ("Network input", f"{spec.size[1]} x {spec.size[0]} pixels, {method.grid[1]} x {method.grid[0]} patches"),
         ("Judged region", "whole image" if spec.roi is None else f"{width} x {height} pixels at {x}, {y}"),
         ("Ignored pixels", "none" if bundle.mask is None else "by mask"),
-        ("Coreset", f"{len(bundle.bank.rows):,} of {origin.patches:,} patches (fraction {origin.coreset:g})"),
+        ("Coreset", f"{len(bundle.bank.rows):,} of {origin.patches:,} patches (asked for: {origin.coreset:g})"),
         ("LDKNN", f"K {method.k}, alpha {method.alpha:g}, {method.metric}, pooling {method.pooling}"),
         (
             "Provisional threshold",
