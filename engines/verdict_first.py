@@ -37,7 +37,7 @@ from engines.pooling import Windows
 _DIMENSIONS = 62  # of the projection; with the residual and the constant, products of 64
 _GROUP = 256  # rows that share a minimum
 _QUERIES, _ROWS = 256, 2048  # in one product: 2 MiB, which stays in the cache until its minima are taken
-_WINDOWS = 4  # searched exactly at a time, so that the bank is read once for all of them
+_WINDOWS = (4, 16)  # searched exactly first, and then at a time, so that the bank is read once for all of them
 _UNIT = 2.0**-24  # of float32's rounding
 
 Reals = npt.NDArray[np.float64]
@@ -91,8 +91,8 @@ class VerdictFirst:
         order = np.argsort(-ceilings, kind="stable")
         exact = np.full(len(embeddings), -np.inf, np.float32)
         best = -np.inf
-        for start in range(0, len(order), _WINDOWS):
-            chosen = order[start : start + _WINDOWS]
+        first, further = _WINDOWS
+        for chosen in np.split(order, range(first, len(order), further)):
             if ceilings[chosen[0]] <= best:
                 break
             patches = self._windows.patches(chosen)
