@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engines import EngineError
-from engines.bank import PROJECTION_DIM, coreset_size, k_centre, project
+from engines.bank import PROJECTION_DIM, by_projection, coreset_size, k_centre, project
 
 Floats = npt.NDArray[np.float32]
 
@@ -18,10 +20,10 @@ def squared_to(points: npt.NDArray, centre: npt.NDArray) -> npt.NDArray[np.float
     return ((points.astype(np.float64) - centre.astype(np.float64)) ** 2).sum(axis=1)
 
 
-def plain_greedy(points: npt.NDArray, count: int, first: int) -> list[int]:
+def plain_greedy(points: npt.NDArray, count: int, *first: int) -> list[int]:
     """The definition: take the point farthest from those taken, the first of equals; never one twice."""
-    taken = [first]
-    reach = squared_to(points, points[first])
+    taken = list(first)
+    reach = np.min([squared_to(points, points[index]) for index in first], axis=0)
     while len(taken) < count:
         reach[taken] = -np.inf
         taken.append(int(reach.argmax()))
@@ -95,13 +97,44 @@ def test_the_first_is_a_member_farthest_from_the_mean_of_ten() -> None:
     assert first.tolist() == [int(squared_to(points, middle).argmax())]
 
 
-def test_wide_features_are_selected_in_their_projection() -> None:
+def test_wide_features_are_selected_in_their_projection_and_the_last_in_50_by_themselves() -> None:
     features = np.random.default_rng(6).normal(size=(400, 300)).astype(np.float32)
-    taken = k_centre(features, 60, np.random.default_rng(7))
+    taken = k_centre(features, 150, np.random.default_rng(7)).tolist()
     points = project(features, PROJECTION_DIM, np.random.default_rng(7))
     assert points.shape == (400, PROJECTION_DIM)
     assert points.dtype == np.float32
-    assert taken.tolist() == plain_greedy(points, 60, int(taken[0]))
+    assert taken[:147] == plain_greedy(points, 147, taken[0])
+    assert taken == plain_greedy(features, 150, *taken[:147])
+    assert taken != plain_greedy(points, 150, taken[0])
+
+
+def test_what_the_projection_leaves_uncovered_is_covered_last() -> None:
+    # two far outliers, in directions that the projection does not see: it takes each for the middle of the cloud
+    rng = np.random.default_rng(15)
+    features = rng.normal(size=(300, 200)).astype(np.float32)
+    matrix = np.random.default_rng(7).normal(size=(200, PROJECTION_DIM))  # of the seed that selects below
+    unseen = np.linalg.svd(matrix.T)[2][PROJECTION_DIM:]  # directions that the projection maps to 0
+    features[[30, 60]] = 1000 * unseen[:2]
+    taken = k_centre(features, 100, np.random.default_rng(7)).tolist()
+    assert sorted(taken[98:]) == [30, 60]
+
+
+@pytest.mark.parametrize(("dim", "expected"), [(PROJECTION_DIM, 100), (PROJECTION_DIM + 1, 98)])
+def test_rows_taken_on_the_projection(dim: int, expected: int) -> None:
+    assert by_projection(100, dim) == expected
+    assert by_projection(49, dim) == 49
+
+
+def test_memory_is_below_twice_the_projection() -> None:
+    features = np.random.default_rng(16).normal(size=(20_000, 200)).astype(np.float32)
+    k_centre(features[:300], 100, np.random.default_rng(0))
+    tracemalloc.start()
+    try:
+        k_centre(features, 100, np.random.default_rng(0))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * len(features) * PROJECTION_DIM * 4
 
 
 def test_projection_keeps_distances_on_average() -> None:
@@ -111,9 +144,17 @@ def test_projection_keeps_distances_on_average() -> None:
     assert ratio[0] == pytest.approx(1, abs=0.1)
 
 
+def test_a_projection_is_about_the_first_row() -> None:
+    features = np.random.default_rng(17).normal(size=(9, 200)).astype(np.float32)
+    points = project(features, PROJECTION_DIM, np.random.default_rng(18))
+    assert (points[0] == 0).all()
+    matrix = np.random.default_rng(18).normal(0, 1 / np.sqrt(PROJECTION_DIM), (200, PROJECTION_DIM))
+    np.testing.assert_allclose(points, (features - features[0]) @ matrix, atol=1e-4)
+
+
 def test_narrow_features_are_not_projected() -> None:
-    features = np.zeros((5, PROJECTION_DIM), np.float32)
-    assert project(features, PROJECTION_DIM, np.random.default_rng(0)) is features
+    features = np.random.default_rng(0).normal(size=(5, PROJECTION_DIM)).astype(np.float32)
+    assert (project(features, PROJECTION_DIM, np.random.default_rng(0)) == features - features[0]).all()
 
 
 def test_the_same_seed_takes_the_same_rows() -> None:

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from engines.bank import coreset_size, k_centre
+from engines import bank
+from engines.bank import coreset_size
 from engines.bundle import make_preprocessor
-from train import TrainError
+from train import TrainError, coreset
 from train.audit import Finding, leave_one_out
 from train.backbones import build
 from train.data import Sample
@@ -84,23 +85,26 @@ def audit(settings: Settings, console: Console) -> tuple[list[Finding], int]:
 def select_coreset(normals: Normals, settings: Settings, console: Console) -> npt.NDArray[np.int64]:
     """Indices int64 (m,) into the features: the rows of the bank."""
     count = coreset_size(settings.coreset, len(normals.bank_features))
+    rng = np.random.default_rng([settings.seed, 1])
     with console.progress("coreset") as advance:
-        return k_centre(normals.bank_features, count, np.random.default_rng([settings.seed, 1]), advance)
+        if normals.device.type == "cuda":
+            return coreset.k_centre(normals.bank_features, count, rng, normals.device, advance)
+        return bank.k_centre(normals.bank_features, count, rng, advance)
 
 
-def find_outliers(normals: Normals, coreset: npt.NDArray[np.int64], console: Console) -> list[Finding]:
+def find_outliers(normals: Normals, rows: npt.NDArray[np.int64], console: Console) -> list[Finding]:
     """Images that are far from all others; held-out images are measured too."""
     image_of_row = np.repeat(np.arange(len(normals.samples)), normals.patches)
-    if len(np.unique(image_of_row[coreset])) < 2:
+    if len(np.unique(image_of_row[rows])) < 2:
         return []
     with console.progress("leave one out") as advance:
-        return leave_one_out(normals.features, image_of_row, coreset, normals.judged, normals.samples, progress=advance)
+        return leave_one_out(normals.features, image_of_row, rows, normals.judged, normals.samples, progress=advance)
 
 
 def check_memory(product: Product) -> None:
     """Refuse more patches than this machine can hold. Raises TrainError."""
     rows, dim = len(product.samples) * product.patches, product.backbone.dim
-    needed = rows * (dim + 2 * 128 + 32) * 4  # embeddings, their projection twice, and the distances of one coreset step
+    needed = rows * (dim + 128 + 32) * 4  # embeddings, their projection, and the distances of one coreset step
     installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > 0.8 * installed:
         raise TrainError(
