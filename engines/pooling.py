@@ -44,6 +44,11 @@ class Windows:
         self._index, self._counted = index[seen], counted[seen]
         self._count = np.count_nonzero(self._counted, axis=1)
 
+    @property
+    def index(self) -> npt.NDArray[np.int64]:
+        """The patches below each window, int64 (windows, cells) of the flattened map; -1 where one is not judged."""
+        return np.where(self._counted, self._index, -1)
+
     def means(self, patches: npt.NDArray) -> npt.NDArray[np.float64]:
         """Mean judged score of each window: (..., rows, columns) to float64 (..., windows)."""
         judged = np.where(self._judged, patches, 0)  # what is not judged may be NaN
