@@ -37,6 +37,7 @@ from train.adaptation import Request, adapt_to_file, draw_defects
 from train.backbones import BACKBONES, build, build_tail
 from train.features import FeatureNet, embed
 from train.fit import fit
+from train.pictures import find_part
 from train.processes import available_bytes, processes_of_run, torchrun
 from train.product import Console, Settings, open_product
 from train.sample import write_sample
@@ -483,7 +484,7 @@ def test_where_images_share_a_name_masks_lie_in_folders_as_they_do(data: Path, t
         mask[16 : 32 + 16 * number] = 255
         (masks / folder / "000.png").write_bytes(encode_png(mask))
     talk = Talk()
-    found = train.adaptation._saliency(open_product(settings_for(loco), talk.console), slice(None), masks, [], talk.console)
+    found = find_part(open_product(settings_for(loco), talk.console), slice(None), masks, [], talk.console)
     assert found.masks is not None
     assert [mask.mean() for mask in found.masks] == [0.25, 0.5]
     (masks / "validation/good/000.png").unlink()

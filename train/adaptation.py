@@ -16,13 +16,14 @@ from torch.utils.tensorboard import SummaryWriter
 import engines
 from calibration.defects import MAKERS, make_maker
 from calibration.maker import REB
-from calibration.saliency import Saliency, estimate_saliency, read_saliency
+from calibration.saliency import Saliency
 from engines.bundle import Adaptation
-from engines.images import Image, pixel_digest
+from engines.images import Image
 from train import TrainError
 from train.adapt import Run, TrainingFailedError, adapt
 from train.batches import Task, blank
 from train.defect_sheet import defect_sheet
+from train.pictures import find_part, read_pictures
 from train.processes import processes_of_run
 from train.product import Console, Product, Settings, open_product
 from train.schedule import Schedule, preset
@@ -80,12 +81,12 @@ def adapt_product(product: Product, request: Request, seed: int, console: Consol
     """
     check_request(request)
     schedule = preset(request.preset)
-    images, digests = _read(product, console)
+    images, digests = read_pictures(product, console)
     held_out = len(images) > product.in_bank
     bank, spare = slice(0, product.in_bank), slice(product.in_bank, None) if held_out else slice(None)
     # apart from each other: nothing of a held-out image may reach the weights
-    saliency = _saliency(product, bank, request.saliency, images[bank], console)
-    examined = _saliency(product, spare, request.saliency, images[spare], replace(console, say=lambda line: None))
+    saliency = find_part(product, bank, request.saliency, images[bank], console)
+    examined = find_part(product, spare, request.saliency, images[spare], replace(console, say=lambda line: None))
     task = _task(product, request, images[bank], saliency, seed, augment=True)
     examination = _task(product, request, images[spare], examined, seed + _OWN_DRAWS, augment=False)
     precision = _precision(request.precision, product.device)
@@ -181,46 +182,10 @@ def draw_defects(settings: Settings, maker: str, saliency: Path | None, out: Pat
     # no network looks at a sheet: none is looked for, and no warning that it is untrained
     quiet = Console(console.say, lambda line: None, console.progress)
     product = open_product(replace(settings, weights="none"), quiet)
-    images, _ = _read(product, console)
-    found = _saliency(product, slice(None), saliency, images, console)
+    images, _ = read_pictures(product, console)
+    found = find_part(product, slice(None), saliency, images, console)
     names = [sample.path.name for sample in product.samples]
     defect_sheet(make_maker(maker, images, found.masks), images, names, out, rows, settings.seed)
-
-
-def _read(product: Product, console: Console) -> tuple[list[Image], tuple[str, ...]]:
-    """The good images at the network's size, and their digests."""
-    images, digests = [], []
-    with console.progress("images") as advance:
-        for number, sample in enumerate(product.samples, 1):
-            image = sample.image()
-            images.append(product.preprocessor.resized(image))
-            digests.append(pixel_digest(image))
-            advance(number, len(product.samples))
-    return images, tuple(digests)
-
-
-def _saliency(product: Product, part: slice, folder: Path | None, images: Sequence[Image], console: Console) -> Saliency:
-    """Where defects may be centred: on the part, and never where the station looks away."""
-    if folder is not None:
-        names = _mask_names([sample.path for sample in product.samples])[part]
-        saliency = read_saliency(folder, names, product.preprocessor.resized)
-    else:
-        with console.progress("saliency") as advance:
-            saliency = estimate_saliency(images, advance)
-    console.say(f"where defects are put: {saliency.source}, {saliency.reason}")
-    if product.preprocessor.ignored is None:
-        return saliency
-    judged = ~product.preprocessor.ignored
-    masks = [judged] * len(images) if saliency.masks is None else [mask & judged for mask in saliency.masks]
-    return replace(saliency, masks=tuple(mask if mask.any() else judged for mask in masks))
-
-
-def _mask_names(images: Sequence[Path]) -> list[str]:
-    """File names; where two images share one, paths below the folder that all are in."""
-    if len({path.stem for path in images}) == len(images):
-        return [path.name for path in images]
-    shared = os.path.commonpath([path.parent for path in images])
-    return [os.path.relpath(path, shared) for path in images]
 
 
 def _task(product: Product, request: Request, images: Sequence[Image], saliency: Saliency, seed: int, *, augment: bool) -> Task:
