@@ -38,6 +38,7 @@ from train.features import embed
 from train.metrics import image_auroc
 from train.normals import Normals, embed_normals, select_coreset
 from train.product import Console, Product, Settings, open_product
+from train.select import PUBLISHED_K
 from train.weights import Weights, find_weights
 
 _DRAWS = 2  # defects of each kind on each held-out image
@@ -211,7 +212,7 @@ def _measure(
     normals = embed_normals(product, settings.seed, talk)
     bank = select_coreset(normals, settings, talk)
     with console.progress("density") as advance:
-        dense = density(bank, normals.bank_features, settings.k, metric=settings.metric, progress=advance)
+        dense = density(bank, normals.bank_features, PUBLISHED_K, metric=settings.metric, progress=advance)
     search = LDKNN(normals.bank_features[bank], dense, alpha=1.0, metric=settings.metric)
     clean = _scores(normals, search, dense, good)
     figures: dict[str, dict[str, float]] = {name: {} for name in clean}

@@ -15,7 +15,7 @@ import numpy as np
 from engines import EngineError, console
 from engines.atomic import write_file
 from engines.bench import bench
-from engines.bundle import Adaptation, Bundle, load_bundle
+from engines.bundle import Adaptation, Bundle, Choice, load_bundle
 from engines.extractors import backends
 from engines.images import encode_png, list_images, read_image
 from engines.inspector import Inspector, anomaly_map, overlay
@@ -80,7 +80,11 @@ def _info_rows(bundle: Bundle) -> list[tuple[str, str]]:
         ("backbone, weights", f"{method.backbone}, {made.weights}"),
         *_adaptation_rows(made.adaptation),
         ("bank", f"{len(bundle.bank.rows)} rows x {method.dim} of {made.patches} patches"),
-        ("LDKNN", f"K {method.k}, alpha {method.alpha:g}, {method.metric}, {method.pooling} pooling"),
+        (
+            "LDKNN",
+            f"{method.density} density, K {method.k}, alpha {method.alpha:g}, {method.metric}, {method.pooling} pooling",
+        ),
+        ("alpha chosen on", _choice_row(made.choice)),
         ("images", f"{uses.count('bank')} in the bank, {uses.count('held-out')} held out"),
         (
             "provisional threshold",
@@ -89,6 +93,13 @@ def _info_rows(bundle: Bundle) -> list[tuple[str, str]]:
         ("spread of normal scores", f"{manifest.golden.spread:.6g}"),
         ("golden images", f"{manifest.golden.images}, export differs by {manifest.golden.max_difference:.1e} of the spread"),
     ]
+
+
+def _choice_row(choice: Choice | None) -> str:
+    if choice is None:
+        return "nothing: it was given"
+    tried = ", ".join(f"{one.alpha:g}: {100 * one.auroc:.1f}" for one in choice.tried)
+    return f"{choice.defects} synthetic defects over {choice.images} images; AUROC in percent by alpha: {tried}"
 
 
 def _adaptation_rows(record: Adaptation | None) -> list[tuple[str, str]]:

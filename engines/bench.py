@@ -6,14 +6,17 @@ import dataclasses
 import os
 import platform
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from engines.inspector import Inspector
-from engines.ldknn import Progress
+from engines.ldknn import Floats, Progress
+from engines.verdict_first import VerdictFirst
 
 _WARM_UP = 5
 STAGES = ("preprocess", "features", "LDKNN", "total")
@@ -86,6 +89,18 @@ def bench(inspector: Inspector, repeats: int, progress: Progress | None = None) 
         stages_ms={stage: {f"p{q}": float(np.percentile(values, q)) for q in (50, 95, 99)} for stage, values in taken.items()},
         images_per_second=1000 / float(taken["total"].mean()),
     )
+
+
+def search_ms(search: VerdictFirst, images: Sequence[Floats]) -> npt.NDArray[np.float64]:
+    """Time of each image's score from its embeddings, float32 (patches, d) each, after a warm-up: float64 (n,), ms."""
+    for embeddings in images[:_WARM_UP]:
+        search.score(embeddings)
+    taken = np.empty(len(images))
+    for number, embeddings in enumerate(images):
+        started = time.perf_counter()
+        search.score(embeddings)
+        taken[number] = 1000 * (time.perf_counter() - started)
+    return taken
 
 
 def machine() -> str:

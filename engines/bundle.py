@@ -25,6 +25,7 @@ SCHEMA = 1
 FEATURES, BANK, GOLDEN, MASK, MANIFEST = "features.onnx", "bank.npz", "golden.npz", "mask.png", "manifest.json"
 Metric = Literal["sqeuclidean", "euclidean"]
 Pooling = Literal["cover", "paper"]
+DensityKind = Literal["published", "measured"]
 Positive = Annotated[int, Field(gt=0)]
 
 
@@ -44,12 +45,17 @@ class Input(Record):
 
 
 class Method(Record):
-    """Everything that turns an embedding into a score. `grid` is the patch map's (rows, columns)."""
+    """Everything that turns an embedding into a score. `grid` is the patch map's (rows, columns).
+
+    `density` says what the bank's densities are: `published`, each row's mean distance to its K nearest neighbours among
+    all good patches, or `measured`, how far good patches lie from the row, which looks at the published one too.
+    """
 
     backbone: str
     dim: Positive
     grid: tuple[Positive, Positive]
     metric: Metric = "sqeuclidean"
+    density: DensityKind = "published"
     k: Positive = 9
     alpha: float = Field(default=1.0, ge=0)
     pooling: Pooling = "cover"
@@ -145,6 +151,47 @@ class Adaptation(Record):
         return self
 
 
+class Tried(Record):
+    """One alpha, tried on synthetic defects over good images that the bank did not hold.
+
+    Attributes:
+        auroc: of the defects' scores against the good images', 0 to 1.
+        behind, error: how far that is below the best alpha's, and the standard error of this difference.
+    """
+
+    alpha: float = Field(ge=0)
+    auroc: float = Field(ge=0, le=1)
+    behind: float = Field(ge=0)
+    error: float = Field(ge=0)
+
+
+class BankSize(Record):
+    """What a bank of so many rows would have been: the beginning of the one that was taken, or all of it.
+
+    Attributes:
+        alpha, auroc: that it would have been given, and what that reaches on the synthetic defects, 0 to 1.
+        plain: what nearest neighbour alone reaches there.
+        search_ms: median time of an image score, without the features, on the machine that trained.
+    """
+
+    rows: Positive
+    alpha: float = Field(ge=0)
+    auroc: float = Field(ge=0, le=1)
+    plain: float = Field(ge=0, le=1)
+    search_ms: float = Field(gt=0)
+
+
+class Choice(Record):
+    """What the density's weight was chosen on. `sizes` ascend, and the last is the bank itself."""
+
+    images: Positive
+    defects: Positive
+    saliency: str
+    tried: tuple[Tried, ...]
+    sizes: tuple[BankSize, ...]
+    machine: str
+
+
 class Provenance(Record):
     """Where a bundle comes from, for the auditor who asks months later; `weights` are those that embed."""
 
@@ -159,6 +206,7 @@ class Provenance(Record):
     images: tuple[ImageRecord, ...]
     versions: dict[str, str]
     adaptation: Adaptation | None = None
+    choice: Choice | None = None
 
 
 class FileEntry(Record):
@@ -186,7 +234,7 @@ class Bank:
 
     Attributes:
         rows: float32 (n, d) embeddings of normal patches.
-        density: float32 (n,) mean distance of each row to its K nearest neighbours among all normal patches.
+        density: float32 (n,) usual distance at each row, as `Method.density` says.
         image: int32 (n,) which training image (index into the provenance's bank images) a row comes from.
         patch: int32 (n,) which patch of it, row by row over the grid.
     """

@@ -24,6 +24,8 @@ from engines import EngineError
 from engines.bundle import (
     Adaptation,
     Bank,
+    BankSize,
+    Choice,
     Golden,
     GoldenCheck,
     ImageRecord,
@@ -33,6 +35,7 @@ from engines.bundle import (
     Pooling,
     Provenance,
     ProvisionalThreshold,
+    Tried,
     load_bundle,
     make_preprocessor,
     write_bundle,
@@ -155,6 +158,7 @@ def write_tiny_bundle(
     golden: tuple[Image, ...] = (),
     spread: float = 0.1,
     adaptation: Adaptation | None = None,
+    choice: Choice | None = None,
 ) -> str:
     """Write a bundle of the tiny network and return its digest.
 
@@ -172,7 +176,7 @@ def write_tiny_bundle(
         normals: images recorded in the provenance as being in the bank.
         golden: golden images; a flat one of grey 128 unless given. Their scores are computed by `FakeExtractor`.
         spread: standard deviation of normal scores that the manifest states.
-        adaptation: how the backbone was adapted, as the provenance has it.
+        adaptation, choice: how the backbone was adapted and alpha chosen, as the provenance has it.
     """
     if frame_size is None and mask is not None:
         frame_size = (mask.shape[0], mask.shape[1])
@@ -189,7 +193,7 @@ def write_tiny_bundle(
         method=method,
         threshold=None if threshold is None else ProvisionalThreshold(value=threshold, n=50, rate=0.01),
         golden_check=GoldenCheck(images=len(pictures), spread=spread, max_difference=0.0, flips=0),
-        provenance=tiny_provenance(normals, adaptation),
+        provenance=tiny_provenance(normals, adaptation, choice),
         features=feature_graph(size),
         bank=bank,
         mask=mask,
@@ -212,7 +216,9 @@ def tiny_bank(rows: Floats, density: Floats | None = None) -> Bank:
     )
 
 
-def tiny_provenance(normals: tuple[Image, ...] = (), adaptation: Adaptation | None = None) -> Provenance:
+def tiny_provenance(
+    normals: tuple[Image, ...] = (), adaptation: Adaptation | None = None, choice: Choice | None = None
+) -> Provenance:
     """Where the tiny bundle says that it comes from; `normals` are its bank images."""
     images = tuple(
         ImageRecord(name=f"normal-{index}.png", pixels=pixel_digest(image), use="bank") for index, image in enumerate(normals)
@@ -229,6 +235,7 @@ def tiny_provenance(normals: tuple[Image, ...] = (), adaptation: Adaptation | No
         images=images,
         versions={"numpy": "2"},
         adaptation=adaptation,
+        choice=choice,
     )
 
 
@@ -260,6 +267,25 @@ def tiny_adaptation() -> Adaptation:
         confusion=((9, 1), (2, 8)),
         confusion_on="held-out",
         images=("cd" * 32,),
+    )
+
+
+def tiny_choice() -> Choice:
+    """Three alphas, of which the middle one is best, and two sizes of bank."""
+    return Choice(
+        images=12,
+        defects=240,
+        saliency="everywhere, the part fills the images",
+        tried=(
+            Tried(alpha=0.0, auroc=0.7, behind=0.05, error=0.02),
+            Tried(alpha=0.5, auroc=0.75, behind=0.0, error=0.0),
+            Tried(alpha=1.0, auroc=0.74, behind=0.01, error=0.015),
+        ),
+        sizes=(
+            BankSize(rows=50, alpha=0.0, auroc=0.6, plain=0.6, search_ms=1.5),
+            BankSize(rows=200, alpha=1.0, auroc=0.74, plain=0.7, search_ms=4.0),
+        ),
+        machine="a processor, 2 cores",
     )
 
 

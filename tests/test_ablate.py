@@ -158,7 +158,7 @@ def test_initial_weights_give_what_fit_and_evaluate_give(
     monkeypatch.setattr(train.fit, "to_onnx", exported_once)
     few = few_shot_curve(study_of(measured.data, tmp_path / "out"), (3,), Talk().console)
     for count, rows in ((None, measured.rows[:2]), (3, few[:2])):
-        fit(settings_for(measured.data, seed=1, few_shot=count), tmp_path / "bundle", Talk().console)
+        fit(settings_for(measured.data, seed=1, few_shot=count, k=9), tmp_path / "bundle", Talk().console)
         metrics = evaluate(load_bundle(tmp_path / "bundle"), open_dataset(measured.data)).metrics
         for found, search in zip(rows, ("nn", "ldknn"), strict=True):
             assert found.values[1] == pytest.approx(metrics[search]["image_auroc"]["all"], abs=1e-12), (count, search)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from engines.images import read_image
 from engines.pooling import Windows
 from train import TrainError, audit
-from train.audit import Finding, audit_images, leave_one_out, leave_one_out_scores, outliers, summarise
+from train.audit import Finding, audit_images, leave_one_out, outliers, summarise
 from train.contact_sheet import _share, contact_sheet
 from train.data import Sample, open_dataset
 
@@ -173,48 +173,29 @@ def test_robust_z_never_flags_what_differs_by_less_than_the_least(values: list[f
     assert (np.abs(z[close]) < audit.LIMIT).all()
 
 
-def test_leave_one_out_scores_by_hand() -> None:
-    """One patch an image at 0, 1, 3 and 10 on a line; each is scored by the square to the nearest other one."""
-    features = np.array([[0.0], [1], [3], [10]], np.float32)
-    seen: list[tuple[int, int]] = []
-    scores = leave_one_out_scores(features, np.arange(4), np.arange(4), np.ones((1, 1), bool), lambda *at: seen.append(at))
-    np.testing.assert_allclose(scores, [1, 1, 4, 49])
-    assert seen[-1] == (4, 4)
-    np.testing.assert_allclose(
-        leave_one_out_scores(features, np.arange(4), np.array([0, 3]), np.ones((1, 1), bool)), [100, 1, 9, 100]
-    )
-
-
-def test_leave_one_out_equals_the_plain_computation_over_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(audit, "QUERY_BLOCK", 5)
-    monkeypatch.setattr(audit, "ROW_BLOCK", 7)
+def test_leave_one_out_pools_each_image_by_itself_and_finds_the_one_unlike_the_others() -> None:
     rng = np.random.default_rng(0)
-    judged = rng.random((6, 5)) < 0.7
-    images, each = 9, int(judged.sum())
-    features = rng.normal(size=(images * each, 8)).astype(np.float32)
-    owner = np.repeat(np.arange(images), each)
-    coreset = rng.permutation(len(features))[:60]
-    expected = []
-    for image in range(images):
-        others = features[coreset[owner[coreset] != image]].astype(np.float64)
-        own = features[owner == image].astype(np.float64)
-        patches = np.zeros(judged.shape, np.float32)
-        patches[judged] = ((own[:, None] - others[None]) ** 2).sum(axis=2).min(axis=1)
-        expected.append(Windows(judged).pool(patches))
-    np.testing.assert_allclose(leave_one_out_scores(features, owner, coreset, judged), expected, rtol=1e-4)
-
-
-def test_leave_one_out_finds_the_part_unlike_the_others_though_its_own_patches_are_in_the_coreset() -> None:
-    rng = np.random.default_rng(0)
-    judged = np.ones((6, 6), bool)
-    features = rng.normal(size=(12 * 36, 8)).astype(np.float32)
-    features[7 * 36 : 7 * 36 + 18] += 6
+    judged = rng.random((6, 6)) < 0.8
+    each = int(judged.sum())
+    squared = rng.uniform(1, 1.1, (12, each)).astype(np.float32)
     samples = [Sample(Path(f"{image}.png"), "good") for image in range(12)]
-    owner = np.repeat(np.arange(12), 36)
-    findings = leave_one_out(features, owner, np.arange(len(features)), judged, samples)
-    assert flagged(findings) == [("outlier", "7.png")]
-    few = features[: 4 * 36]
-    assert leave_one_out(few, owner[: 4 * 36], np.arange(len(few)), judged, samples[:4]) == []
+    assert leave_one_out(squared.ravel(), judged, samples) == []
+    squared[7, : each // 2] = 9
+    assert flagged(leave_one_out(squared.ravel(), judged, samples)) == [("outlier", "7.png")]
+    assert leave_one_out(squared[:7].ravel(), judged, samples[:7]) == []
+
+
+def test_leave_one_out_scores_as_a_part_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    judged = rng.random((6, 5)) < 0.7
+    squared = rng.random((9, int(judged.sum()))).astype(np.float32)
+    samples = [Sample(Path(f"{image}.png"), "good") for image in range(9)]
+    seen: list[npt.NDArray] = []
+    monkeypatch.setattr(audit, "outliers", lambda scores, of: seen.append(scores) or [])
+    leave_one_out(squared.ravel(), judged, samples)
+    maps = np.full((9, 6, 5), np.nan, np.float32)
+    maps[:, judged] = squared
+    assert seen[0].tolist() == [float(Windows(judged).pool(one)) for one in maps]
 
 
 def test_outliers_are_one_sided_and_finite() -> None:
@@ -228,12 +209,10 @@ def test_outliers_are_one_sided_and_finite() -> None:
         outliers(scores, samples)
 
 
-def test_leave_one_out_refuses_what_does_not_fit() -> None:
-    features, judged = np.zeros((8, 2), np.float32), np.ones((2, 2), bool)
-    with pytest.raises(TrainError, match="expected 4 judged"):
-        leave_one_out_scores(features, np.repeat([0, 1], [3, 5]), np.arange(8), judged)
-    with pytest.raises(TrainError, match="come from one image"):
-        leave_one_out_scores(features, np.repeat([0, 1], 4), np.arange(4), judged)
+def test_leave_one_out_refuses_patches_of_other_images() -> None:
+    samples = [Sample(Path(f"{image}.png"), "good") for image in range(2)]
+    with pytest.raises(TrainError, match="7 patches for 2 images, expected 4 judged"):
+        leave_one_out(np.zeros(7, np.float32), np.ones((2, 2), bool), samples)
 
 
 def test_summary_line() -> None:

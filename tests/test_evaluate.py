@@ -15,9 +15,10 @@ from engines import EngineError
 from engines.bundle import Bundle, load_bundle
 from engines.images import Image, encode_png
 from engines.inspector import Inspector
-from tests.fakes import FakeExtractor, cells, tiny_adaptation, write_tiny_bundle
+from tests.fakes import FakeExtractor, cells, tiny_adaptation, tiny_choice, write_tiny_bundle
 from train import TrainError
 from train.adaptation_plots import adaptation_facts
+from train.choice_plots import choice_facts
 from train.data import Dataset, open_dataset
 from train.evaluate import ALL, METHODS, METRICS, evaluate, to_json
 from train.report import check_report_folder, write_report
@@ -328,6 +329,21 @@ def test_report_of_an_adapted_backbone_shows_how_it_was_adapted(bundle: Bundle, 
     # the same folder again, of a backbone that was not adapted
     assert "Adaptation" not in write_report(folder, found, bundle, dataset).read_text(encoding="utf-8")
     assert not (folder / "adaptation.png").exists()
+
+
+def test_report_of_a_chosen_alpha_shows_what_it_was_chosen_on(bundle: Bundle, tmp_path: Path) -> None:
+    dataset = mvtec(tmp_path / "data")
+    found = evaluate(bundle, dataset)
+    folder = tmp_path / "report"
+    chosen = bundle_at(tmp_path / "chosen", choice=tiny_choice())
+    text = write_report(folder, found, chosen, dataset).read_text(encoding="utf-8")
+    section = text.split("<h2>Alpha and the bank</h2>")[1].split("<h2>")[0]
+    assert re.findall(r'src="([^"]+)"', section) == ["alpha.png", "bank.png"]
+    assert all((folder / name).is_file() for name in ("alpha.png", "bank.png"))
+    for name, value in choice_facts(tiny_choice()):
+        assert f"<dt>{name}</dt><dd>{value}</dd>" in section
+    assert "Alpha and the bank" not in write_report(folder, found, bundle, dataset).read_text(encoding="utf-8")
+    assert not (folder / "alpha.png").exists()
 
 
 def test_report_escapes_names(bundle: Bundle, tmp_path: Path) -> None:

@@ -21,10 +21,12 @@ import pytest
 import torch
 
 import train.fit
+from calibration import CalibrationError
 from engines import EngineError, InspectionError
 from engines.bundle import Bundle, load_bundle
 from engines.images import encode_png, pixel_digest, read_image
 from engines.inspector import Inspector
+from engines.ldknn import density
 from engines.preprocess import Roi
 from engines.verify import verify_golden
 from train import TrainError
@@ -33,9 +35,11 @@ from train.backbones import backbone_spec, build
 from train.export import to_onnx
 from train.features import FeatureNet
 from train.fit import FitResult, fit
+from train.measured import MeasuredDensity
 from train.normals import embed_normals
 from train.product import Console, Settings, open_product
 from train.sample import draw_part
+from train.select import ALPHAS, choose
 
 SIDE_PX = 64
 PRODUCT = 24  # images: enough to hold some out, few enough to be quick
@@ -170,7 +174,9 @@ def test_a_bundle_loads_and_its_golden_images_verify(fitted: Fitted) -> None:
 def test_the_manifest_says_what_was_done(fitted: Fitted) -> None:
     manifest, made = fitted.bundle.manifest, fitted.bundle.manifest.provenance
     assert (manifest.method.backbone, manifest.method.dim, manifest.method.grid) == ("resnet18", 512, (8, 8))
-    assert (manifest.method.k, manifest.method.alpha, manifest.method.metric) == (9, 1.0, "sqeuclidean")
+    method = manifest.method
+    assert (method.density, method.k, method.metric) == ("measured", 9, "sqeuclidean")
+    assert method.alpha in ALPHAS
     assert manifest.input.size == (SIDE_PX, SIDE_PX)
     assert (made.recipe, made.weights, made.weights_sha256, made.seed) == ("flange", "none", None, 0)
     assert made.command == "train fit"
@@ -179,7 +185,8 @@ def test_the_manifest_says_what_was_done(fitted: Fitted) -> None:
     assert {"torch", "numpy", "opencv", "onnxruntime", "python", "reb"} == made.versions.keys()
     assert fitted.talk.warned == ["untrained resnet18 drawn from seed 0: scores will be much weaker than with ImageNet weights"]
     assert fitted.talk.bars == [
-        *("weights", "audit", "embedding", "coreset", "leave one out", "density", "normal scores", "golden images")
+        *("weights", "audit", "embedding", "coreset", "leave one out", "density"),
+        *("images", "saliency", "defects", "timing", "normal scores", "golden images"),
     ]
 
 
@@ -199,16 +206,82 @@ def test_held_out_images_are_recorded_and_not_in_the_bank(fitted: Fitted) -> Non
             assert np.allclose(embeddings[bank.patch[row]], bank.rows[row], rtol=1e-3, atol=1e-3)
 
 
-def test_density_is_over_all_patches_of_the_bank_images_and_over_no_other(fitted: Fitted) -> None:
-    bank = fitted.bundle.bank
-    product = open_product(settings_for(fitted.data), Talk().console)
+def published_density(bundle: Bundle, data: Path, row: int) -> float:
+    product = open_product(settings_for(data), Talk().console)
     features = embed_normals(product, 0, Talk().console).bank_features.astype(np.float64)
     assert len(features) == (PRODUCT - 3) * 64
-    for row in (0, 50, len(bank.rows) - 1):
-        own = bank.image[row] * 64 + bank.patch[row]
-        assert np.array_equal(bank.rows[row], features[own].astype(np.float32))
-        squared = ((np.delete(features, own, axis=0) - features[own]) ** 2).sum(axis=1)
-        assert bank.density[row] == pytest.approx(np.sort(squared)[:9].mean(), rel=1e-5)
+    own = bundle.bank.image[row] * 64 + bundle.bank.patch[row]
+    assert np.array_equal(bundle.bank.rows[row], features[own].astype(np.float32))
+    squared = ((np.delete(features, own, axis=0) - features[own]) ** 2).sum(axis=1)
+    return float(np.sort(squared)[:9].mean())
+
+
+@pytest.mark.parametrize(("alpha", "expected"), [(None, 1.0), (0.6, 0.6)])
+def test_k_takes_the_published_density_over_the_bank_images_and_no_other(
+    fitted: Fitted, tmp_path: Path, alpha: float | None, expected: float
+) -> None:
+    _, bundle, talk = run(fitted.data, tmp_path / "bundle", k=9, alpha=alpha)
+    method = bundle.manifest.method
+    assert (method.density, method.k, method.alpha) == ("published", 9, expected)
+    assert bundle.manifest.provenance.choice is None
+    assert "defects" not in talk.bars
+    for row in (0, len(bundle.bank.rows) - 1):
+        assert bundle.bank.density[row] == pytest.approx(published_density(bundle, fitted.data, row), rel=1e-5)
+
+
+def test_alpha_alone_takes_the_measured_density_with_it(fitted: Fitted, tmp_path: Path) -> None:
+    _, bundle, talk = run(fitted.data, tmp_path / "bundle", alpha=0.3)
+    method = bundle.manifest.method
+    assert (method.density, method.alpha) == ("measured", 0.3)
+    assert bundle.manifest.provenance.choice is None
+    assert np.array_equal(bundle.bank.density, fitted.bundle.bank.density)
+    assert "defects" not in talk.bars
+
+
+def test_the_density_is_measured_on_the_bank_images_in_the_rows_of_others(fitted: Fitted) -> None:
+    bank = fitted.bundle.bank
+    product = open_product(settings_for(fitted.data), Talk().console)
+    features = embed_normals(product, 0, Talk().console).bank_features
+    image = np.repeat(np.arange(PRODUCT - 3), 64)
+    squared = ((features[:, None].astype(np.float64) - bank.rows[None]) ** 2).sum(axis=2)
+    squared[image[:, None] == bank.image[None]] = np.inf
+    own = bank.image * 64 + bank.patch
+    published = density(own.astype(np.int64), features, 9)
+    measured = MeasuredDensity(published, squared.min(axis=1).astype(np.float32), squared.argmin(axis=1), PRODUCT - 3)
+    np.testing.assert_allclose(bank.density, measured.density(), rtol=1e-3)
+
+
+def test_what_alpha_was_chosen_on_is_recorded(fitted: Fitted) -> None:
+    choice, method = fitted.bundle.manifest.provenance.choice, fitted.bundle.manifest.method
+    assert choice is not None
+    assert choice == fitted.result.scoring.choice
+    assert (choice.images, choice.defects) == (PRODUCT - 3, 240)
+    assert choice.saliency.startswith("estimated")
+    assert tuple(one.alpha for one in choice.tried) == ALPHAS
+    assert choice.tried[choose(choice.tried)].alpha == method.alpha
+    rows = len(fitted.bundle.bank.rows)
+    assert [size.rows for size in choice.sizes] == [32, round(rows / 4), round(rows / 2), rows]
+    last = choice.sizes[-1]
+    assert (last.alpha, last.auroc) == (method.alpha, choice.tried[choose(choice.tried)].auroc)
+    assert last.plain == choice.tried[0].auroc
+    assert all(size.auroc >= size.plain for size in choice.sizes)
+
+
+def test_masks_say_where_the_defects_of_the_choice_lie(few: Path, tmp_path: Path) -> None:
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for image in few.iterdir():
+        mask = np.zeros((SIDE_PX, SIDE_PX, 3), np.uint8)
+        mask[8:24, 8:24] = 255
+        (masks / image.name).write_bytes(encode_png(mask))
+    talk = Talk()
+    fit(settings_for(few), tmp_path / "bundle", talk.console, saliency=masks)
+    choice = load_bundle(tmp_path / "bundle").manifest.provenance.choice
+    assert choice is not None
+    assert choice.saliency == f"files, masks from {masks}: 6% of a typical image is part"
+    (masks / "00.png").unlink()
+    with pytest.raises(CalibrationError, match=r"00\.png"):
+        fit(settings_for(few), tmp_path / "bundle", talk.console, saliency=masks)
 
 
 def test_the_threshold_is_the_highest_held_out_score(fitted: Fitted) -> None:
@@ -533,7 +606,7 @@ _INTERRUPTED = """
         os.kill(os.getpid(), signal.SIGINT)
 
     if sys.argv[1] == "training":
-        train.fit.density = at
+        train.select.density = at
     else:  # while the bundle is half-written: the new folder is there, whole, and not yet checked
         engines.bundle.load_bundle = at
     graph = open(sys.argv[2], "rb").read()

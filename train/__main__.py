@@ -26,6 +26,7 @@ from train.schedule import PRESETS
 if TYPE_CHECKING:
     from train.adaptation import Request
     from train.product import Console, Settings
+    from train.select import Scoring
 
 BACKBONES = ("resnet18", "vgg11_bn", "wide_resnet50_2", "wide_resnet101_2")  # known before torch is imported
 
@@ -108,8 +109,8 @@ def _add_fit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     _add_adapting(fit)
     fit.add_argument("--recipe", help="name of the product (default: the data folder's name)")
     fit.add_argument("--mm-per-pixel", type=console.positive_float, help="of the source images, to speak in millimetres")
-    fit.add_argument("--k", default=9, type=int, help="neighbours of the density (default: %(default)s)")
-    fit.add_argument("--alpha", default=1.0, type=float, help="weight of the density, 0 is plain NN (default: %(default)s)")
+    fit.add_argument("--k", type=int, help="take the published density over K neighbours instead of the measured one")
+    fit.add_argument("--alpha", type=float, help="weight of the density, 0 is plain NN (default: chosen on the good images)")
     fit.add_argument("--metric", default="sqeuclidean", choices=("sqeuclidean", "euclidean"), help="default: %(default)s")
     fit.set_defaults(run=_fit)
 
@@ -312,7 +313,8 @@ def _fit(arguments: argparse.Namespace) -> int:
         _refuse_adapting(arguments)
     else:
         request = _request(arguments, arguments.adapt)
-    result = fit(_settings(arguments), arguments.out, _talk(), request)
+    result = fit(_settings(arguments), arguments.out, _talk(), request, arguments.saliency)
+    _say_choice(result.scoring)
     threshold = result.threshold
     if threshold is not None:
         console.say(
@@ -326,6 +328,27 @@ def _fit(arguments: argparse.Namespace) -> int:
     )
     console.say(f"wrote {result.path} ({result.rows} rows, digest {result.digest[:12]})")
     return console.DONE
+
+
+def _say_choice(scoring: Scoring) -> None:
+    """The table that alpha was chosen from, and what other sizes of bank would have brought."""
+    choice = scoring.choice
+    if choice is None:
+        console.say(f"score: {scoring.kind} density, K {scoring.k}, alpha {scoring.alpha:g}")
+        return
+    console.table(
+        f"chosen: alpha {scoring.alpha:g}, on {choice.defects} synthetic defects over {choice.images} good images",
+        ("alpha", "AUROC on these, percent", "behind the best", "error of that"),
+        [(f"{one.alpha:g}", *(f"{100 * value:.2f}" for value in (one.auroc, one.behind, one.error))) for one in choice.tried],
+    )
+    console.table(
+        "other sizes of bank, on the same defects",
+        ("rows", "alpha", "AUROC, percent", "plain NN", "search, ms"),
+        [
+            (f"{size.rows:,}", f"{size.alpha:g}", f"{100 * size.auroc:.2f}", f"{100 * size.plain:.2f}", f"{size.search_ms:.1f}")
+            for size in choice.sizes
+        ],
+    )
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
@@ -385,7 +408,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 def _refuse_adapting(arguments: argparse.Namespace) -> None:
     """An option of the adaptation without one would be lost without a word."""
-    usual = {"maker": "defectmaker", "saliency": None, "workers": None, "precision": "auto", "resume": False, "logs": None}
+    usual = {"maker": "defectmaker", "workers": None, "precision": "auto", "resume": False, "logs": None}
     given = [f"--{name}" for name, value in usual.items() if getattr(arguments, name) != value]
     if given:
         raise TrainError(f"{', '.join(given)} without --adapt, which alone uses it; add --adapt {'|'.join(PRESETS)}")

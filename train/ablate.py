@@ -37,6 +37,7 @@ from train.metrics import image_auroc
 from train.normals import Normals, embed_normals, select_coreset
 from train.product import Console, Product, Settings, choose_device, open_product
 from train.schedule import preset
+from train.select import PUBLISHED_K
 from train.weights import Weights, find_weights, write_weights
 
 _BATCH = 8  # test images embedded and searched for at a time
@@ -189,7 +190,7 @@ def score_images(
         InspectionError: an image that cannot be read or does not fit, or a score that is not finite.
     """
     with console.progress("density") as advance:
-        dense = density(bank, normals.bank_features, settings.k, metric=settings.metric, progress=advance)
+        dense = density(bank, normals.bank_features, _k(settings), metric=settings.metric, progress=advance)
     ldknn = LDKNN(normals.bank_features[bank], dense, alpha=1.0, metric=settings.metric)
     windows = Windows(normals.judged)
     scores = {search: np.empty(len(samples)) for search in SEARCHES}
@@ -218,7 +219,7 @@ def _prepare(study: Study, counts: Sequence[int], console: Console) -> _Work:
     settings, request = study.settings, study.request
     if study.seeds < 1:
         raise TrainError(f"{study.seeds} seeds, expected 1 or more")
-    if settings.k < 1:
+    if _k(settings) < 1:
         raise TrainError(f"K is {settings.k}, expected 1 or more")
     check_request(request)
     if request.saliency is not None and not request.saliency.is_dir():
@@ -289,8 +290,13 @@ def _described(study: Study, dataset: Dataset, initial: Weights | None, device: 
             "saliency": None if request.saliency is None else str(request.saliency.resolve()),
             "precision": request.precision,
         },
-        "search": {"coreset": settings.coreset, "k": settings.k, "metric": settings.metric},
+        "search": {"coreset": settings.coreset, "k": _k(settings), "metric": settings.metric},
     }
+
+
+def _k(settings: Settings) -> int:
+    """Neighbours of the density, which is the published one here: what is measured is the published method."""
+    return PUBLISHED_K if settings.k is None else settings.k
 
 
 def _files(paths: Iterable[Path]) -> list[list[object]]:

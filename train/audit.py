@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from engines import EngineError
 from engines.images import Image, pixel_digest
-from engines.ldknn import QUERY_BLOCK, ROW_BLOCK, Floats, Progress
+from engines.ldknn import Floats, Progress
 from engines.pooling import Windows
 from engines.preprocess import MIN_SIDE_PX
 from train import TrainError
@@ -118,72 +118,29 @@ def audit_images(samples: Sequence[Sample], progress: Progress | None = None) ->
     return _in_order(findings)
 
 
-def leave_one_out(
-    features: Floats,
-    image_of_row: npt.NDArray[np.int64],
-    coreset: npt.NDArray[np.int64],
-    judged: npt.NDArray[np.bool_],
-    samples: Sequence[Sample],
-    *,
-    progress: Progress | None = None,
-) -> list[Finding]:
+def leave_one_out(squared: Floats, judged: npt.NDArray[np.bool_], samples: Sequence[Sample]) -> list[Finding]:
     """Find images whose patches are far from the patches of all other images: a bad part among the good, perhaps.
 
     Two bad parts with the same defect vouch for each other and stay unseen. Leave duplicates out first: an image with
     a twin is never far from the others. Fewer than 8 images give no finding.
 
-    Args and errors: as `leave_one_out_scores`, and one sample an image.
-    """
-    if len(samples) < MIN_IMAGES:
-        return []
-    return outliers(leave_one_out_scores(features, image_of_row, coreset, judged, progress), samples)
-
-
-def leave_one_out_scores(
-    features: Floats,
-    image_of_row: npt.NDArray[np.int64],
-    coreset: npt.NDArray[np.int64],
-    judged: npt.NDArray[np.bool_],
-    progress: Progress | None = None,
-) -> npt.NDArray[np.float64]:
-    """Score every image against the coreset rows of the other images: squared distances, pooled as a part's score is.
-
-    O(n m d) time in blocks of bounded memory. The density term is left out: it would need a fit for each image.
-
     Args:
-        features: float32 (n, d), the judged patches of all images, row by row over the grid in each.
-        image_of_row: int64 (n,) which image, 0 to images - 1, a row belongs to.
-        coreset: int64 (m,) indices into `features`.
+        squared: float32 (images * judged patches,) squared distance of each patch to the nearest bank row of another
+            image, image by image. They are pooled as a part's score is; the density term is left out.
         judged: bool (rows, columns) patches that count.
-        progress: called with (images done, images in all).
-
-    Returns:
-        float64 (images,).
+        samples: the images.
 
     Raises:
-        TrainError: an image with another number of rows than judged patches, or a coreset from one image alone.
+        TrainError: another number of patches than these images have, or a distance that is not finite.
     """
-    counts = np.bincount(image_of_row)
-    if len(features) != len(image_of_row) or (counts != judged.sum()).any():
-        raise TrainError(
-            f"{len(features)} patches, {counts.min()} to {counts.max()} an image, expected {judged.sum()} judged ones for each"
-        )
-    owner = image_of_row[coreset]
-    if (owner == owner[0]).all():
-        raise TrainError(f"all {len(coreset)} coreset rows come from one image, expected two or more images; raise the coreset")
-    bank = features[coreset]
-    norms = np.einsum("ij,ij->i", bank, bank)
-    windows = Windows(judged)
-    scores = np.empty(len(counts))
-    for image in range(len(counts)):
-        own = features[image_of_row == image]
-        patches = np.zeros(judged.shape, np.float32)
-        blocks = [own[start : start + QUERY_BLOCK] for start in range(0, len(own), QUERY_BLOCK)]
-        patches[judged] = np.concatenate([_to_others(block, bank, norms, owner == image) for block in blocks])
-        scores[image] = windows.pool(patches)
-        if progress is not None:
-            progress(image + 1, len(counts))
-    return scores
+    each = int(judged.sum())
+    if len(squared) != each * len(samples):
+        raise TrainError(f"{len(squared)} patches for {len(samples)} images, expected {each} judged ones for each")
+    if len(samples) < MIN_IMAGES:
+        return []
+    patches = np.zeros((len(samples), *judged.shape), np.float32)
+    patches[:, judged] = squared.reshape(len(samples), each)
+    return outliers(Windows(judged).pool(patches), samples)
 
 
 def outliers(scores: npt.NDArray[np.float64], samples: Sequence[Sample]) -> list[Finding]:
@@ -394,16 +351,3 @@ def _unit(patches: npt.NDArray) -> Floats:
     flat = patches.reshape(len(patches), -1)
     flat = flat - flat.mean(axis=1, keepdims=True)
     return np.asarray(flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6))
-
-
-def _to_others(queries: Floats, bank: Floats, norms: Floats, own: npt.NDArray[np.bool_]) -> Floats:
-    """Squared distance of each query to its nearest bank row that is not its own image's: float32 (q,)."""
-    nearest = np.full(len(queries), np.inf, np.float32)
-    for start in range(0, len(bank), ROW_BLOCK):
-        part = slice(start, start + ROW_BLOCK)
-        squared = queries @ bank[part].T
-        squared *= -2
-        squared += norms[part]
-        squared[:, own[part]] = np.inf
-        np.minimum(nearest, squared.min(axis=1), out=nearest)
-    return np.asarray(np.maximum(nearest + np.einsum("ij,ij->i", queries, queries), 0))

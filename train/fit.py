@@ -19,6 +19,7 @@ import engines
 from calibration.threshold import conformal_threshold
 from engines.bundle import (
     Bank,
+    Choice,
     Golden,
     GoldenCheck,
     ImageRecord,
@@ -29,17 +30,18 @@ from engines.bundle import (
     write_bundle,
 )
 from engines.inspector import Scorer
-from engines.ldknn import density
 from engines.ort import OnnxRuntimeExtractor
 from engines.verify import GoldenResult
 from train import TrainError
 from train.adaptation import Request, adapt_product, check_request, forget
-from train.audit import summarise
+from train.audit import leave_one_out, summarise
 from train.export import TorchExtractor, check_parity, to_onnx
 from train.features import grid_of
 from train.golden import choose_golden
-from train.normals import Normals, check_memory, embed_normals, find_outliers, select_coreset
+from train.normals import Normals, check_memory, embed_normals, other_images, search_others, select_coreset
 from train.product import MIN_FOR_HOLD_OUT, Console, Settings, open_product
+from train.select import Scoring, choose_scoring
+from train.trial import sizes_to_try
 
 _FEW_NORMALS = 8  # bank images that stand in as golden images where none is held out
 
@@ -53,6 +55,7 @@ class FitResult:
     threshold: ProvisionalThreshold | None
     golden: GoldenResult
     rows: int
+    scoring: Scoring
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,17 @@ class _GoldenSet:
     spread: float
 
 
-def fit(settings: Settings, out: Path, console: Console, request: Request | None = None) -> FitResult:
+def fit(
+    settings: Settings, out: Path, console: Console, request: Request | None = None, saliency: Path | None = None
+) -> FitResult:
     """Train one product and write its bundle; with a request, adapt the backbone to it first.
+
+    Args:
+        settings: what was asked for.
+        out: the bundle's folder.
+        console: where to talk.
+        request: of the adaptation, which has a `saliency` of its own.
+        saliency: folder of masks that show the part, for the defects that the score is chosen on; None estimates it.
 
     Raises:
         InspectionError: bad data, weights or settings, or a failed parity gate; nothing is written then, and an older
@@ -82,16 +94,23 @@ def fit(settings: Settings, out: Path, console: Console, request: Request | None
     normals = embed_normals(product, settings.seed, console)
     _warn_of_leak(normals, console)
     coreset = select_coreset(normals, settings, console)
-    outliers = find_outliers(normals, coreset, console)
+    others = other_images(normals, coreset)
+    sizes = (len(coreset),) if others is None else sizes_to_try(others)
+    seen = [] if others is None else search_others(normals, others, sizes, console)
+    outliers = leave_one_out(seen[-1].squared, normals.judged, normals.samples) if seen else []
     console.say(summarise([*normals.findings, *outliers], len(normals.samples)))
-    bank = _make_bank(normals, coreset, settings, console)
+    good = [one.first(normals.in_bank * normals.patches) for one in seen]
+    scoring = choose_scoring(normals, coreset, others, good, sizes, settings, saliency, console)
+    console.say(f"bank: {len(coreset)} rows of {len(normals.bank_features)} patches from {normals.in_bank} images")
+    bank = _make_bank(normals, coreset, scoring.density)
     method = Method(
         backbone=normals.backbone.name,
         dim=normals.network.dim,
         grid=grid_of(settings.size),
         metric=settings.metric,
-        k=settings.k,
-        alpha=settings.alpha,
+        density=scoring.kind,
+        k=scoring.k,
+        alpha=scoring.alpha,
     )
     trained = Scorer(method, normals.preprocessor, bank, TorchExtractor(normals.network, normals.device))
     console.say("exporting to ONNX")
@@ -110,7 +129,7 @@ def fit(settings: Settings, out: Path, console: Console, request: Request | None
         golden_check=GoldenCheck(
             images=len(parity.rows), spread=chosen.spread, max_difference=parity.max_difference, flips=parity.flips
         ),
-        provenance=_provenance(normals, settings),
+        provenance=_provenance(normals, settings, scoring.choice),
         features=graph,
         bank=bank,
         mask=normals.mask,
@@ -118,13 +137,13 @@ def fit(settings: Settings, out: Path, console: Console, request: Request | None
     )
     if request is not None:
         forget(request)
-    return FitResult(out, digest, chosen.threshold, parity, len(bank.rows))
+    return FitResult(out, digest, chosen.threshold, parity, len(bank.rows), scoring)
 
 
 def _check_settings(settings: Settings) -> None:
-    if settings.k < 1:
+    if settings.k is not None and settings.k < 1:
         raise TrainError(f"K is {settings.k}, expected 1 or more")
-    if not (math.isfinite(settings.alpha) and settings.alpha >= 0):
+    if settings.alpha is not None and not (math.isfinite(settings.alpha) and settings.alpha >= 0):
         raise TrainError(f"alpha is {settings.alpha}, expected a number of 0 or more")
 
 
@@ -141,13 +160,10 @@ def _warn_of_leak(normals: Normals, console: Console) -> None:
         )
 
 
-def _make_bank(normals: Normals, coreset: npt.NDArray[np.int64], settings: Settings, console: Console) -> Bank:
-    features = normals.bank_features
-    with console.progress("density") as advance:
-        dense = density(coreset, features, settings.k, metric=settings.metric, progress=advance)
-    console.say(f"bank: {len(coreset)} rows of {len(features)} patches from {normals.in_bank} images")
+def _make_bank(normals: Normals, coreset: npt.NDArray[np.int64], dense: npt.NDArray[np.float32]) -> Bank:
     patch = np.flatnonzero(normals.judged.ravel())[coreset % normals.patches]
-    return Bank(features[coreset], dense, (coreset // normals.patches).astype(np.int32), patch.astype(np.int32))
+    rows = normals.bank_features[coreset]
+    return Bank(rows, dense, (coreset // normals.patches).astype(np.int32), patch.astype(np.int32))
 
 
 def _choose_golden(normals: Normals, trained: Scorer, exported: Scorer, settings: Settings, console: Console) -> _GoldenSet:
@@ -196,7 +212,7 @@ def _provisional(normals: Normals, scores: npt.NDArray[np.float64], console: Con
     return ProvisionalThreshold(value=conformal_threshold(scores, rate), n=len(scores), rate=rate)
 
 
-def _provenance(normals: Normals, settings: Settings) -> Provenance:
+def _provenance(normals: Normals, settings: Settings, choice: Choice | None) -> Provenance:
     images = tuple(
         ImageRecord(
             name=os.path.relpath(sample.path, settings.data),
@@ -225,4 +241,5 @@ def _provenance(normals: Normals, settings: Settings) -> Provenance:
             "onnxruntime": onnxruntime.__version__,
         },
         adaptation=weights.adaptation if weights is not None else None,
+        choice=choice,
     )

@@ -17,6 +17,7 @@ from train.audit import Finding, leave_one_out
 from train.backbones import build
 from train.data import Sample
 from train.features import FeatureNet, embed_samples
+from train.others import Nearest, OtherImages
 from train.product import Console, Product, Settings, open_product
 
 
@@ -79,7 +80,12 @@ def audit(settings: Settings, console: Console) -> tuple[list[Finding], int]:
     """All findings among a folder's good images, and how many images there are. Raises InspectionError."""
     normals = embed_normals(open_product(settings, console, skip_unusable=True), settings.seed, console)
     total = len(normals.samples) + sum(finding.problem in ("duplicate", "unreadable") for finding in normals.findings)
-    return [*normals.findings, *find_outliers(normals, select_coreset(normals, settings, console), console)], total
+    others = other_images(normals, select_coreset(normals, settings, console))
+    outliers = []
+    if others is not None:
+        seen = search_others(normals, others, (len(others.rows),), console)
+        outliers = leave_one_out(seen[-1].squared, normals.judged, normals.samples)
+    return [*normals.findings, *outliers], total
 
 
 def select_coreset(normals: Normals, settings: Settings, console: Console) -> npt.NDArray[np.int64]:
@@ -92,13 +98,19 @@ def select_coreset(normals: Normals, settings: Settings, console: Console) -> np
         return bank.k_centre(normals.bank_features, count, rng, advance)
 
 
-def find_outliers(normals: Normals, rows: npt.NDArray[np.int64], console: Console) -> list[Finding]:
-    """Images that are far from all others; held-out images are measured too."""
-    image_of_row = np.repeat(np.arange(len(normals.samples)), normals.patches)
-    if len(np.unique(image_of_row[rows])) < 2:
-        return []
+def other_images(normals: Normals, coreset: npt.NDArray[np.int64]) -> OtherImages | None:
+    """The bank, as what judges its own images; None where all its rows come from one."""
+    image = coreset // normals.patches
+    if (image == image[0]).all():
+        return None
+    return OtherImages(normals.bank_features[coreset], image)
+
+
+def search_others(normals: Normals, bank: OtherImages, sizes: Sequence[int], console: Console) -> list[Nearest]:
+    """What every patch finds among the rows of other images, in banks of several sizes; held-out images are judged too."""
+    image = np.repeat(np.arange(len(normals.samples)), normals.patches)
     with console.progress("leave one out") as advance:
-        return leave_one_out(normals.features, image_of_row, rows, normals.judged, normals.samples, progress=advance)
+        return bank.search(normals.features, image, sizes, advance)
 
 
 def check_memory(product: Product) -> None:

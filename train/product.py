@@ -40,7 +40,10 @@ ProgressBar = Callable[[str], AbstractContextManager[Advance]]
 
 @dataclass(frozen=True)
 class Settings:
-    """What is asked of a product. `size` is (height, width) in pixels; `weights` as in `find_weights`."""
+    """What is asked of a product. `size` is (height, width) in pixels; `weights` as in `find_weights`.
+
+    `k` and `alpha` are None where they are to be chosen.
+    """
 
     data: Path
     layout: str | None = None
@@ -51,8 +54,8 @@ class Settings:
     mask: Path | None = None
     mm_per_pixel: float | None = None
     coreset: float = 0.02
-    k: int = 9
-    alpha: float = 1.0
+    k: int | None = None
+    alpha: float | None = None
     metric: Metric = "sqeuclidean"
     few_shot: int | None = None
     seed: int = 0

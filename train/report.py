@@ -21,6 +21,7 @@ from engines.images import Image, encode_png
 from engines.inspector import anomaly_map, overlay
 from train import TrainError
 from train.adaptation_plots import adaptation_facts, adaptation_plots
+from train.choice_plots import choice_facts, choice_plots
 from train.data import Dataset, Sample
 from train.evaluate import ALL, Evaluation, judged_region
 from train.metrics import PRO_LIMIT, SPRO_LIMIT, Mask, image_roc
@@ -28,7 +29,9 @@ from train.plots import INK, LDKNN_COLOUR, NN_COLOUR, plot
 
 MARK = "reb-train evaluation"  # in the page's <meta name="generator">: a folder with it may be replaced
 _PAGE = "index.html"
-_OWN_FILES = re.compile(r"index\.html|(histogram|roc|adaptation|confusion|(miss|overkill)-\d+-(image|heat|mask))\.png")
+_OWN_FILES = re.compile(
+    r"index\.html|(histogram|roc|alpha|bank|adaptation|confusion|(miss|overkill)-\d+-(image|heat|mask))\.png"
+)
 _WORST = 6
 _PICTURE_PX = 400  # longer side; more than the page shows, so that outlines stay sharp
 _OUTLINE = (255, 45, 85)
@@ -116,7 +119,9 @@ def write_report(folder: Path | str, evaluation: Evaluation, bundle: Bundle, dat
         "histogram.png": plot(lambda axes: _draw_histogram(axes, scores[good], scores[~good], threshold)),
         "roc.png": plot(lambda axes: _draw_roc(axes, evaluation, good)),
     }
-    adaptation = bundle.manifest.provenance.adaptation
+    adaptation, choice = bundle.manifest.provenance.adaptation, bundle.manifest.provenance.choice
+    if choice is not None:
+        files |= choice_plots(choice, bundle.manifest.method.alpha)
     if adaptation is not None:
         files |= adaptation_plots(adaptation)
     bad_order = np.flatnonzero(~good)[np.argsort(scores[~good], kind="stable")][:_WORST]
@@ -141,6 +146,7 @@ def write_report(folder: Path | str, evaluation: Evaluation, bundle: Bundle, dat
         misses=misses,
         overkill=overkill,
         notes=evaluation.notes,
+        choice=choice_facts(choice) if choice is not None else None,
         adaptation=adaptation_facts(adaptation) if adaptation is not None else None,
         provenance=_provenance(bundle, dataset, evaluation),
     )
@@ -308,7 +314,10 @@ def _provenance(bundle: Bundle, dataset: Dataset, evaluation: Evaluation) -> lis
         ("Judged region", "whole image" if spec.roi is None else f"{width} x {height} pixels at {x}, {y}"),
         ("Ignored pixels", "none" if bundle.mask is None else "by mask"),
         ("Coreset", f"{len(bundle.bank.rows):,} of {origin.patches:,} patches (asked for: {origin.coreset:g})"),
-        ("LDKNN", f"K {method.k}, alpha {method.alpha:g}, {method.metric}, pooling {method.pooling}"),
+        (
+            "LDKNN",
+            f"{method.density} density, K {method.k}, alpha {method.alpha:g}, {method.metric}, pooling {method.pooling}",
+        ),
         (
             "Provisional threshold",
             "none"
