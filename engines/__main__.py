@@ -168,6 +168,8 @@ def _bench(arguments: argparse.Namespace) -> int:
         result = bench(inspector, arguments.repeats, advance)
     rows = [(stage, *(f"{figures[name]:.2f}" for name in ("p50", "p95", "p99"))) for stage, figures in result.stages_ms.items()]
     console.table(f"{result.title}", ("stage, ms", "p50", "p95", "p99"), rows)
+    sizes = [(f"{one.rows:,}", f"{one.p50:.2f}", f"{one.p95:.2f}") for one in result.search]
+    console.table("LDKNN by size of bank, ms", ("rows", "p50", "p95"), sizes)
     console.say(f"{result.images_per_second:.1f} images per second; total is {result.ratio:.2f} times the features alone")
     console.say(f"on {result.machine}")
     if arguments.json is not None:

@@ -14,24 +14,39 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from engines.images import Image
 from engines.inspector import Inspector
-from engines.ldknn import Floats, Progress
+from engines.ldknn import LDKNN, Floats, Progress
 from engines.verdict_first import VerdictFirst
 
 _WARM_UP = 5
 STAGES = ("preprocess", "features", "LDKNN", "total")
 ALONE = "features alone"
+_SHARES, _FEWEST_ROWS = (1 / 8, 1 / 4, 1 / 2, 1), 32  # of the bank that the search is timed on
+
+
+@dataclass(frozen=True)
+class SearchTime:
+    """Milliseconds that an image score takes without its features, in a bank of so many rows."""
+
+    rows: int
+    p50: float
+    p95: float
 
 
 @dataclass(frozen=True)
 class BenchResult:
-    """Stage times in milliseconds, as {stage: {p50, p95, p99}}, and what they were taken on."""
+    """Stage times in milliseconds, as {stage: {p50, p95, p99}}, and what they were taken on.
+
+    `search` has the search in beginnings of the bank and in all of it, rows ascending.
+    """
 
     title: str
     machine: str
     repeats: int
     stages_ms: dict[str, dict[str, float]]
     images_per_second: float
+    search: tuple[SearchTime, ...]
 
     @property
     def ratio(self) -> float:
@@ -88,7 +103,21 @@ def bench(inspector: Inspector, repeats: int, progress: Progress | None = None) 
         repeats=repeats,
         stages_ms={stage: {f"p{q}": float(np.percentile(values, q)) for q in (50, 95, 99)} for stage, values in taken.items()},
         images_per_second=1000 / float(taken["total"].mean()),
+        search=_by_rows(inspector, images, repeats),
     )
+
+
+def _by_rows(inspector: Inspector, images: Sequence[Image], repeats: int) -> tuple[SearchTime, ...]:
+    embedded = [inspector.extractor.extract(inspector.preprocessor(image)) for image in images[:repeats]]
+    turns = [embedded[number % len(embedded)] for number in range(repeats)]
+    method, bank = inspector.bundle.manifest.method, inspector.bundle.bank
+    judged = inspector.preprocessor.judged_patches(method.grid)
+    found = []
+    for rows in sorted({max(min(_FEWEST_ROWS, len(bank.rows)), round(share * len(bank.rows))) for share in _SHARES}):
+        search = LDKNN(bank.rows[:rows], bank.density[:rows], alpha=method.alpha, metric=method.metric)
+        taken = search_ms(VerdictFirst(search, judged, method.pooling), turns)
+        found.append(SearchTime(rows, *np.percentile(taken, (50, 95)).tolist()))
+    return tuple(found)
 
 
 def search_ms(search: VerdictFirst, images: Sequence[Floats]) -> npt.NDArray[np.float64]:

@@ -104,7 +104,14 @@ def _add_fit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     fit.add_argument("--out", required=True, type=Path, metavar="BUNDLE", help="folder to write; an older bundle is replaced")
     _add_network(fit)
     _add_random(fit)
-    _add_coreset(fit)
+    size = fit.add_mutually_exclusive_group()
+    _add_coreset(size)
+    size.add_argument(
+        "--budget-ms", type=console.positive_float, metavar="MS", help="as many rows as are searched in that time an image"
+    )
+    fit.add_argument(
+        "--timed-on", type=Path, metavar="FILE", help="what `engines bench --json` wrote on the station (default: timed here)"
+    )
     fit.add_argument("--adapt", choices=tuple(PRESETS), help="adapt the backbone to the product first (default: not)")
     _add_adapting(fit)
     fit.add_argument("--recipe", help="name of the product (default: the data folder's name)")
@@ -242,7 +249,7 @@ def _add_seed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", default=0, type=console.count, help="default: %(default)s")
 
 
-def _add_coreset(parser: argparse.ArgumentParser) -> None:
+def _add_coreset(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--coreset", default=0.02, type=float, help="part of the patches to keep, or from 100 how many (default: %(default)s)"
     )

@@ -35,6 +35,7 @@ from engines.verify import GoldenResult
 from train import TrainError
 from train.adaptation import Request, adapt_product, check_request, forget
 from train.audit import leave_one_out, summarise
+from train.budget import read_times, select_within
 from train.export import TorchExtractor, check_parity, to_onnx
 from train.features import grid_of
 from train.golden import choose_golden
@@ -93,7 +94,7 @@ def fit(
         product = replace(product, weights=adapt_product(product, request, settings.seed, console))
     normals = embed_normals(product, settings.seed, console)
     _warn_of_leak(normals, console)
-    coreset = select_coreset(normals, settings, console)
+    coreset = _coreset(normals, settings, console)
     others = other_images(normals, coreset)
     sizes = (len(coreset),) if others is None else sizes_to_try(others)
     seen = [] if others is None else search_others(normals, others, sizes, console)
@@ -129,7 +130,7 @@ def fit(
         golden_check=GoldenCheck(
             images=len(parity.rows), spread=chosen.spread, max_difference=parity.max_difference, flips=parity.flips
         ),
-        provenance=_provenance(normals, settings, scoring.choice),
+        provenance=_provenance(normals, settings, scoring.choice, len(coreset)),
         features=graph,
         bank=bank,
         mask=normals.mask,
@@ -145,6 +146,16 @@ def _check_settings(settings: Settings) -> None:
         raise TrainError(f"K is {settings.k}, expected 1 or more")
     if settings.alpha is not None and not (math.isfinite(settings.alpha) and settings.alpha >= 0):
         raise TrainError(f"alpha is {settings.alpha}, expected a number of 0 or more")
+    if settings.timed_on is not None:
+        if settings.budget_ms is None:
+            raise TrainError(f"times of {settings.timed_on} without --budget-ms, which alone uses them; add it")
+        read_times(settings.timed_on)  # before any image is read
+
+
+def _coreset(normals: Normals, settings: Settings, console: Console) -> npt.NDArray[np.int64]:
+    if settings.budget_ms is None:
+        return select_coreset(normals, settings, console)
+    return select_within(settings.budget_ms, settings.timed_on, normals, settings, console)
 
 
 def _warn_of_leak(normals: Normals, console: Console) -> None:
@@ -212,7 +223,7 @@ def _provisional(normals: Normals, scores: npt.NDArray[np.float64], console: Con
     return ProvisionalThreshold(value=conformal_threshold(scores, rate), n=len(scores), rate=rate)
 
 
-def _provenance(normals: Normals, settings: Settings, choice: Choice | None) -> Provenance:
+def _provenance(normals: Normals, settings: Settings, choice: Choice | None, rows: int) -> Provenance:
     images = tuple(
         ImageRecord(
             name=os.path.relpath(sample.path, settings.data),
@@ -229,7 +240,7 @@ def _provenance(normals: Normals, settings: Settings, choice: Choice | None) -> 
         seed=settings.seed,
         weights=weights.source if weights is not None else "none",
         weights_sha256=weights.sha256 if weights is not None else None,
-        coreset=settings.coreset,
+        coreset=settings.coreset if settings.budget_ms is None else float(rows),
         patches=len(normals.bank_features),
         images=images,
         versions={

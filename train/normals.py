@@ -20,6 +20,8 @@ from train.features import FeatureNet, embed_samples
 from train.others import Nearest, OtherImages
 from train.product import Console, Product, Settings, open_product
 
+_TIMED = 24  # images that a search is timed on
+
 
 @dataclass(frozen=True)
 class Normals(Product):
@@ -89,9 +91,13 @@ def audit(settings: Settings, console: Console) -> tuple[list[Finding], int]:
 
 
 def select_coreset(normals: Normals, settings: Settings, console: Console) -> npt.NDArray[np.int64]:
-    """Indices int64 (m,) into the features: the rows of the bank."""
-    count = coreset_size(settings.coreset, len(normals.bank_features))
-    rng = np.random.default_rng([settings.seed, 1])
+    """Indices int64 (m,) into the features: the rows of the bank, as many as the settings ask for."""
+    return select_rows(normals, coreset_size(settings.coreset, len(normals.bank_features)), settings.seed, console)
+
+
+def select_rows(normals: Normals, count: int, seed: int, console: Console) -> npt.NDArray[np.int64]:
+    """Indices int64 (count,) into the features: the rows of the bank."""
+    rng = np.random.default_rng([seed, 1])
     with console.progress("coreset") as advance:
         if normals.device.type == "cuda":
             return coreset.k_centre(normals.bank_features, count, rng, normals.device, advance)
@@ -111,6 +117,18 @@ def search_others(normals: Normals, bank: OtherImages, sizes: Sequence[int], con
     image = np.repeat(np.arange(len(normals.samples)), normals.patches)
     with console.progress("leave one out") as advance:
         return bank.search(normals.features, image, sizes, advance)
+
+
+def whole_maps(normals: Normals) -> list[npt.NDArray[np.float32]]:
+    """Embeddings of some images over the whole grid, float32 (rows * columns, d) each; held-out ones where there are any."""
+    first = normals.in_bank if normals.held_out else 0
+    judged = normals.judged.ravel()
+    images = []
+    for number in range(first, min(first + _TIMED, len(normals.samples))):
+        whole = np.zeros((len(judged), normals.network.dim), np.float32)
+        whole[judged] = normals.features[number * normals.patches : (number + 1) * normals.patches]
+        images.append(whole)
+    return images
 
 
 def check_memory(product: Product) -> None:

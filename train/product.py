@@ -42,7 +42,8 @@ ProgressBar = Callable[[str], AbstractContextManager[Advance]]
 class Settings:
     """What is asked of a product. `size` is (height, width) in pixels; `weights` as in `find_weights`.
 
-    `k` and `alpha` are None where they are to be chosen.
+    `k` and `alpha` are None where they are to be chosen. With `budget_ms`, the coreset is as large as can be searched in
+    that time, as timed on this machine or in the file `timed_on`, and `coreset` is not looked at.
     """
 
     data: Path
@@ -54,6 +55,8 @@ class Settings:
     mask: Path | None = None
     mm_per_pixel: float | None = None
     coreset: float = 0.02
+    budget_ms: float | None = None
+    timed_on: Path | None = None
     k: int | None = None
     alpha: float | None = None
     metric: Metric = "sqeuclidean"

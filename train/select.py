@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from calibration.saliency import Saliency
 from engines.bench import machine, search_ms
@@ -28,7 +27,7 @@ from engines.bundle import BankSize, Choice, DensityKind, Tried
 from engines.ldknn import LDKNN, Floats, density, distance
 from engines.verdict_first import VerdictFirst
 from train.measured import MeasuredDensity
-from train.normals import Normals
+from train.normals import Normals, whole_maps
 from train.others import Indices, Nearest, OtherImages
 from train.pictures import find_part, read_pictures
 from train.product import Console, Settings
@@ -37,7 +36,6 @@ from train.trial import Defects, Doubles, Trial, auroc, hold_trials
 PUBLISHED_K, PUBLISHED_ALPHA = 9, 1.0  # for MVTec AD
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _DRAWS = 1000  # of the bootstrap
-_TIMED = 24  # images that a bank's search is timed on
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ def choose_scoring(
     tried = [_try(trial, one, settings.seed) for trial, one in zip(trials, measured, strict=True)]
     chosen = [alphas[choose(alphas)] for alphas in tried]
     with console.progress("timing") as advance:
-        images = _whole(normals)
+        images = whole_maps(normals)
         found = []
         for number, (rows, one, alphas, best) in enumerate(zip(sizes, measured, tried, chosen, strict=True), 1):
             search = LDKNN(bank.rows[:rows], one.density(), alpha=best.alpha, metric=settings.metric)
@@ -166,16 +164,3 @@ def _hold(
     defects = Defects(images, part.masks, settings.seed)
     with console.progress("defects") as advance:
         return part, hold_trials(normals, bank, good, sizes, defects, settings.metric, advance)
-
-
-def _whole(normals: Normals) -> list[Floats]:
-    """Embeddings of some images over the whole grid, float32 (rows * columns, d) each; held-out ones where there are any."""
-    first = normals.in_bank if normals.held_out else 0
-    chosen = range(first, min(first + _TIMED, len(normals.samples)))
-    judged: npt.NDArray[np.bool_] = normals.judged.ravel()
-    images = []
-    for number in chosen:
-        whole = np.zeros((len(judged), normals.network.dim), np.float32)
-        whole[judged] = normals.features[number * normals.patches : (number + 1) * normals.patches]
-        images.append(whole)
-    return images
