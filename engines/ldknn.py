@@ -247,11 +247,14 @@ def _candidates(
         if exclude is not None:
             own = np.flatnonzero((exclude >= start) & (exclude < start + len(block)))
             near[own, exclude[own] - start] = np.inf
+        closer = np.flatnonzero(near.min(axis=1) < best.max(axis=1))  # soon few: sorting costs more than the product
+        near = near[closer]
         kept = np.argpartition(near, min(count, len(block)) - 1, axis=1)[:, :count]
-        best = np.concatenate([best, np.take_along_axis(near, kept, axis=1)], axis=1)
-        index = np.concatenate([index, kept + start], axis=1)
-        order = np.argpartition(best, count - 1, axis=1)[:, :count]
-        best, index = np.take_along_axis(best, order, axis=1), np.take_along_axis(index, order, axis=1)
+        values = np.concatenate([best[closer], np.take_along_axis(near, kept, axis=1)], axis=1)
+        rows_of = np.concatenate([index[closer], kept + start], axis=1)
+        order = np.argpartition(values, count - 1, axis=1)[:, :count]
+        best[closer] = np.take_along_axis(values, order, axis=1)
+        index[closer] = np.take_along_axis(rows_of, order, axis=1)
     return np.where(np.isinf(best), -1, index)
 
 
