@@ -600,6 +600,15 @@ def test_options_of_the_adaptation_without_one_are_refused(
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.parametrize("given", [["--k", "9"], ["--alpha", "0"]])
+def test_masks_that_nothing_would_use_are_refused(
+    given: list[str], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["fit", "--data", str(data), "--out", str(tmp_path / "b"), "--saliency", str(tmp_path), *given, *WORDS]
+    assert main(words) == 2
+    assert "with --k or --alpha none are" in capsys.readouterr().err
+
+
 WORDS = ["--size", str(SIDE_PX)]
 
 

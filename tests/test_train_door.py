@@ -75,6 +75,8 @@ def test_the_door_knows_the_backbones_that_there_are() -> None:
         ["fit", "--data", "x", "--out", "y", "--roi", "1,2"],
         ["fit", "--data", "x", "--out", "y", "--backbone", "alexnet"],
         ["fit", "--data", "x", "--out", "y", "--mm-per-pixel", "0"],
+        ["fit", "--data", "x", "--out", "y", "--budget-ms", "0"],
+        ["fit", "--data", "x", "--out", "y", "--budget-ms", "5", "--coreset", "0.1"],
         ["audit"],
     ],
 )
@@ -92,6 +94,22 @@ def test_bad_input_is_one_line_and_exits_with_2(tmp_path: Path, capsys: pytest.C
     assert "Traceback" not in read.err
     assert main(["fit", "--data", str(tmp_path / "gone"), "--out", str(tmp_path / "b"), *QUICK, "--seed", str(2**32)]) == 2
     assert one_line(capsys.readouterr().err) == "error: seed 4294967296, expected 0 to 4294967295"
+
+
+def test_fit_prints_what_it_chose_from(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["fit", "--data", str(data), "--out", str(tmp_path / "bundle"), *QUICK]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    manifest = load_bundle(tmp_path / "bundle").manifest
+    choice = manifest.provenance.choice
+    assert choice is not None
+    assert f"chosen: alpha {manifest.method.alpha:g}, on 240 synthetic defects over {choice.images} good images" in said
+    for one in choice.tried:
+        assert re.search(
+            rf"│ {one.alpha:g} +│ +{100 * one.auroc:.2f} │ +{100 * one.behind:.2f} │ +{100 * one.error:.2f} │", said
+        )
+    for size in choice.sizes:
+        assert re.search(rf"│ {size.rows:,} +│ +{size.alpha:g} │ +{100 * size.auroc:.2f} │", said)
 
 
 def test_fit_makes_a_bundle_and_says_where(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -419,6 +419,8 @@ def _refuse_adapting(arguments: argparse.Namespace) -> None:
     given = [f"--{name}" for name, value in usual.items() if getattr(arguments, name) != value]
     if given:
         raise TrainError(f"{', '.join(given)} without --adapt, which alone uses it; add --adapt {'|'.join(PRESETS)}")
+    if arguments.saliency is not None and (arguments.k is not None or arguments.alpha is not None):
+        raise TrainError("--saliency says where defects are drawn, and with --k or --alpha none are; leave one of them out")
 
 
 def _request(arguments: argparse.Namespace, preset: str) -> Request:

@@ -16,7 +16,7 @@ whose nearest row is c
 where n patches have c as their nearest row, w = 100, and g_p is the isotonic regression (Barlow et al. 1972) of t^p on the
 published density over all good patches: a row in a denser place is expected to be nearer, and nothing else is assumed. One
 deviation is added because an image is judged by its highest window: it is the strays of good patches that decide, not
-their mean. The weights, 100 and 1, were chosen on synthetic defects over good images; docs/ldknn.md has the figures.
+their mean. The weights, 100 and 1, were chosen on synthetic defects over good images.
 """
 
 from __future__ import annotations

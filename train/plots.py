@@ -30,6 +30,11 @@ def stack(draw: Callable[[Sequence[Axes]], None], heights: Sequence[float], size
         axes.yaxis.label.set_color(INK)
         axes.set_axisbelow(True)
     draw(all_axes)
+    return png(figure)
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as the bytes of a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
