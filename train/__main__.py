@@ -349,7 +349,7 @@ def _say_choice(scoring: Scoring) -> None:
         [(f"{one.alpha:g}", *(f"{100 * value:.2f}" for value in (one.auroc, one.behind, one.error))) for one in choice.tried],
     )
     console.table(
-        "other sizes of bank, on the same defects",
+        "by size of bank, on the same defects; the last is the one taken",
         ("rows", "alpha", "AUROC, percent", "plain NN", "search, ms"),
         [
             (f"{size.rows:,}", f"{size.alpha:g}", f"{100 * size.auroc:.2f}", f"{100 * size.plain:.2f}", f"{size.search_ms:.1f}")
