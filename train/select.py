@@ -88,7 +88,7 @@ def choose_scoring(
     if bank is None:
         if settings.alpha is None:
             console.warn("all rows of the bank come from one image, so no density can be chosen: scores are plain distances")
-        return Scoring("published", k, settings.alpha or 0.0, published, None)
+        return Scoring("published", k, 0.0 if settings.alpha is None else settings.alpha, published, None)
     measured = [
         MeasuredDensity(published[:rows], distance(one.squared, settings.metric), one.row, normals.in_bank)
         for rows, one in zip(sizes, good, strict=True)
