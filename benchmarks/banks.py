@@ -81,16 +81,9 @@ def _run(arguments: argparse.Namespace) -> int:
                         figures.setdefault(bank, {}).setdefault(search, []).append(value)
                     advance(number, len(BANKS))
         every[name] = figures
-        table = [
-            (
-                bank,
-                *(f"{100 * fmean(values):.2f} ({100 * min(values):.1f} to {100 * max(values):.1f})" for values in of.values()),
-            )
-            for bank, of in figures.items()
-        ]
-        console.table(
-            f"{name}: {rows:,} rows of {normals.in_bank} images; image AUROC, percent", ("bank", "NN", "alpha 1"), table
-        )
+        table = [(bank, *(_span(values) for values in of.values())) for bank, of in figures.items()]
+        title = f"{name}: {rows:,} rows of {normals.in_bank} images; image AUROC, percent"
+        console.table(title, ("bank", "NN", "alpha 1"), table)
     console.say(f"on {machine()}")
     if arguments.json is not None:
         write_file(arguments.json, (json.dumps(every, indent=1) + "\n").encode())
@@ -111,7 +104,8 @@ def _measure(normals: Normals, rows: Floats, image: Indices, test: Floats, bad: 
     """Image AUROC by search. Rows of image -1 are of no image, and judge all of them."""
     features, patches = normals.bank_features, normals.patches
     (good,) = OtherImages(rows, image).search(features, np.repeat(np.arange(normals.in_bank), patches), (len(rows),))
-    published = nearest(rows, features, PUBLISHED_K)[0].mean(axis=1)
+    # one more than K, less the nearest: the row itself (of a centroid, its nearest patch)
+    published = nearest(rows, features, PUBLISHED_K + 1)[0][:, 1:].mean(axis=1)
     dense = MeasuredDensity(published, good.squared, good.row, normals.in_bank).density()
     squared, row = LDKNN(rows, dense, alpha=1.0).search(test)
     windows = Windows(normals.judged)

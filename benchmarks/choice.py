@@ -261,9 +261,9 @@ def _banks(
     good = [one.first(len(features)) for one in search_others(normals, bank, sizes, talk)]
     with talk.progress("neighbours") as advance:
         squared, index = nearest(features[coreset], features, max(_K), exclude=coreset, progress=advance)
-    pictured = replace(normals, samples=normals.samples[: normals.in_bank])
-    images, _ = read_pictures(pictured, talk)
-    defects = Defects(images, find_part(pictured, slice(None), None, images, talk).masks, settings.seed)
+    images, _ = read_pictures(replace(normals, samples=normals.samples[: normals.in_bank]), talk)
+    part = find_part(normals, slice(0, normals.in_bank), None, images, talk)
+    defects = Defects(images, part.masks, settings.seed)
     with talk.progress("defects") as advance:
         trials = hold_trials(normals, bank, good, sizes, defects, settings.metric, advance)
     found: list[list[Nearest]] = []

@@ -97,7 +97,7 @@ def _info_rows(bundle: Bundle) -> list[tuple[str, str]]:
 
 def _choice_row(choice: Choice | None) -> str:
     if choice is None:
-        return "nothing: it was given"
+        return "nothing: it was given, or there was too little to choose on"
     tried = ", ".join(f"{one.alpha:g}: {100 * one.auroc:.1f}" for one in choice.tried)
     return f"{choice.defects} synthetic defects over {choice.images} images; AUROC in percent by alpha: {tried}"
 

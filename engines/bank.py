@@ -79,7 +79,7 @@ def k_centre(features: Floats, count: int, rng: np.random.Generator, progress: P
         progress: called with (taken, count).
 
     Returns:
-        int64 (count,) indices in the order taken, each once.
+        int64 (count,) indices in the order taken, each once; where all are taken, in their own order.
 
     Raises:
         EngineError: `count` outside 1 to n, or features that are not finite.

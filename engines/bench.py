@@ -38,7 +38,7 @@ class SearchTime:
 class BenchResult:
     """Stage times in milliseconds, as {stage: {p50, p95, p99}}, and what they were taken on.
 
-    `search` has the search in beginnings of the bank and in all of it, rows ascending.
+    `search` has the search of `patches` patches of `dim` dimensions in beginnings of the bank and in all of it, rows ascending.
     """
 
     title: str
@@ -46,6 +46,8 @@ class BenchResult:
     repeats: int
     stages_ms: dict[str, dict[str, float]]
     images_per_second: float
+    patches: int
+    dim: int
     search: tuple[SearchTime, ...]
 
     @property
@@ -103,6 +105,8 @@ def bench(inspector: Inspector, repeats: int, progress: Progress | None = None) 
         repeats=repeats,
         stages_ms={stage: {f"p{q}": float(np.percentile(values, q)) for q in (50, 95, 99)} for stage, values in taken.items()},
         images_per_second=1000 / float(taken["total"].mean()),
+        patches=bundle.manifest.method.grid[0] * bundle.manifest.method.grid[1],
+        dim=bundle.manifest.method.dim,
         search=_by_rows(inspector, images, repeats),
     )
 

@@ -21,6 +21,7 @@ import pytest
 import torch
 
 import train.fit
+import train.select
 from calibration import CalibrationError
 from engines import EngineError, InspectionError
 from engines.bundle import Bundle, load_bundle
@@ -183,7 +184,9 @@ def test_the_manifest_says_what_was_done(fitted: Fitted) -> None:
     assert made.patches == (PRODUCT - 3) * 64
     assert len(fitted.bundle.bank.rows) == round(0.1 * made.patches)
     assert {"torch", "numpy", "opencv", "onnxruntime", "python", "reb"} == made.versions.keys()
-    assert fitted.talk.warned == ["untrained resnet18 drawn from seed 0: scores will be much weaker than with ImageNet weights"]
+    untrained, *others = fitted.talk.warned
+    assert untrained == "untrained resnet18 drawn from seed 0: scores will be much weaker than with ImageNet weights"
+    assert all(line.startswith("synthetic defects can hardly be told") for line in others)
     assert fitted.talk.bars == [
         *("weights", "audit", "embedding", "coreset", "leave one out", "density"),
         *("images", "saliency", "defects", "timing", "normal scores", "golden images"),
@@ -267,6 +270,61 @@ def test_what_alpha_was_chosen_on_is_recorded(fitted: Fitted) -> None:
     assert all(size.auroc >= size.plain for size in choice.sizes)
 
 
+def test_no_image_speaks_for_the_rows_that_judge_it(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int | None] = []
+    usual = MeasuredDensity.density
+
+    def density(self: MeasuredDensity, without: int | None = None) -> Any:
+        asked.append(without)
+        return usual(self, without)
+
+    monkeypatch.setattr(MeasuredDensity, "density", density)
+    run(few, tmp_path / "bundle")
+    trials = [without for without in asked if without is not None]
+    assert sorted(trials) == sorted([0, 1, 2, 3, 4] * (len(trials) // 5))
+    assert len(trials) >= 5
+
+
+def test_a_bank_of_all_patches_has_no_smaller_ones_to_show(few: Path, tmp_path: Path) -> None:
+    _, bundle, _ = run(few, tmp_path / "bundle", coreset=1.0)
+    choice = bundle.manifest.provenance.choice
+    assert choice is not None
+    assert [size.rows for size in choice.sizes] == [len(bundle.bank.rows)]
+
+
+def test_a_single_image_is_scored_by_plain_distances_and_says_so(few: Path, tmp_path: Path) -> None:
+    _, bundle, talk = run(few, tmp_path / "bundle", few_shot=1)
+    method = bundle.manifest.method
+    assert (method.density, method.alpha) == ("published", 0)
+    assert any("come from one image, so no density can be chosen" in line for line in talk.warned)
+
+
+def test_defects_that_tell_nothing_are_warned_of(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train.select, "_TELLING", 1.01)
+    _, bundle, talk = run(few, tmp_path / "bundle")
+    alpha = bundle.manifest.method.alpha
+    assert any(f"expected 101% or more): alpha {alpha:g} rests on little" in line for line in talk.warned)
+
+
+def test_masks_of_the_part_lie_in_folders_where_bank_and_held_out_images_share_a_name(few: Path, tmp_path: Path) -> None:
+    loco, masks = tmp_path / "loco", tmp_path / "masks"
+    for folder in ("train/good", "validation/good"):
+        (loco / folder).mkdir(parents=True)
+        (masks / folder).mkdir(parents=True)
+        for image in few.iterdir():
+            picture = read_image(image) // 2 if folder.startswith("train") else read_image(image)
+            (loco / folder / image.name).write_bytes(encode_png(picture))
+            (masks / folder / image.name).write_bytes(encode_png(np.full_like(picture, 255)))
+    (loco / "test/good").mkdir(parents=True)
+    (loco / "test/structural_anomalies").mkdir(parents=True)
+    for folder in ("test/good", "test/structural_anomalies"):
+        (loco / folder / "000.png").write_bytes(encode_png(read_image(few / "00.png")))
+    fit(settings_for(loco), tmp_path / "bundle", Talk().console, saliency=masks)
+    choice = load_bundle(tmp_path / "bundle").manifest.provenance.choice
+    assert choice is not None
+    assert choice.saliency.startswith("files")
+
+
 def test_masks_say_where_the_defects_of_the_choice_lie(few: Path, tmp_path: Path) -> None:
     masks = tmp_path / "masks"
     masks.mkdir()
@@ -282,6 +340,8 @@ def test_masks_say_where_the_defects_of_the_choice_lie(few: Path, tmp_path: Path
     (masks / "00.png").unlink()
     with pytest.raises(CalibrationError, match=r"00\.png"):
         fit(settings_for(few), tmp_path / "bundle", talk.console, saliency=masks)
+    with pytest.raises(TrainError, match="no such folder"):
+        fit(settings_for(few), tmp_path / "bundle", talk.console, saliency=tmp_path / "gone")
 
 
 def test_the_threshold_is_the_highest_held_out_score(fitted: Fitted) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from engines.images import Image
+from engines import console
+from engines.images import Image, encode_png
+from train.normals import Normals, embed_normals, other_images
 from train.others import Nearest, OtherImages
-from train.trial import DEFECTS, Defects, Trial, auroc, sizes_to_try
+from train.product import Console, Settings, open_product
+from train.trial import DEFECTS, Defects, Trial, auroc, hold_trials, sizes_to_try
 
 
 def images(count: int, size: tuple[int, int] = (96, 128)) -> list[Image]:
@@ -102,11 +107,67 @@ def test_defects_lie_on_the_part() -> None:
     assert np.mean([part[tuple(np.round(centre).astype(int))] for centre in centres]) > 0.9
 
 
+class Flawless:
+    """Stands for `Defects`: one on each image, which changes nothing but the picture's upper left corner."""
+
+    def __init__(self, pictures: list[Image]) -> None:
+        self.source = np.arange(len(pictures))
+        self._pictures = pictures
+
+    def draw(self, number: int) -> Image:
+        drawn = self._pictures[number].copy()
+        drawn[:8, :8] = 255
+        return drawn
+
+
+def small_product(folder: Path, mask: bool) -> Normals:
+    """Four images of 64 x 64 that differ, embedded; with a mask, the upper left quarter is ignored."""
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        (folder / f"{number}.png").write_bytes(encode_png(np.asarray(rng.integers(0, 256, (64, 64, 3)), np.uint8)))
+    path = None
+    if mask:
+        path = folder.parent / "mask.png"
+        ignored = np.zeros((64, 64, 3), np.uint8)
+        ignored[:32, :32] = 255
+        path.write_bytes(encode_png(ignored))
+    talk = Console(lambda line: None, lambda line: None, console.progress)
+    settings = Settings(folder, weights="none", size=(64, 64), mask=path, device="cpu")
+    return embed_normals(open_product(settings, talk), 0, talk)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "images"
+    path.mkdir()
+    return path
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_a_defective_image_is_judged_by_the_rows_of_others_and_seen_as_the_station_sees_it(folder: Path, mask: bool) -> None:
+    normals = small_product(folder, mask)
+    pictures = [normals.preprocessor.resized(sample.image()) for sample in normals.samples]
+    every = np.arange(len(normals.bank_features))
+    bank = other_images(normals, every)
+    assert bank is not None
+    image = np.repeat(np.arange(4), normals.patches)
+    good = bank.search(normals.bank_features, image, (len(every),))
+    (held,) = hold_trials(normals, bank, good, (len(every),), Flawless(pictures), "sqeuclidean", lambda done, total: None)  # type: ignore[arg-type]
+    assert held.source.tolist() == [0, 1, 2, 3]
+    assert (held.defective.row // normals.patches != image).all()
+    if mask:  # the corner is ignored, so the defects are not there: what is found is what the good images find
+        np.testing.assert_allclose(held.defective.squared, good[0].squared, rtol=1e-3)
+    else:
+        assert not np.allclose(held.defective.squared, good[0].squared, rtol=1e-3)
+
+
 @given(rows=st.integers(2, 5000), second=st.integers(1, 50))
 def test_sizes_ascend_to_the_bank_itself_and_hold_two_images(rows: int, second: int) -> None:
     image = np.zeros(rows, np.int64)
     image[min(second, rows - 1) :] = 1
-    sizes = sizes_to_try(OtherImages(np.zeros((rows, 1), np.float32), image))
+    bank = OtherImages(np.zeros((rows, 1), np.float32), image)
+    assert sizes_to_try(bank, rows) == (rows,)
+    sizes = sizes_to_try(bank, rows + 1)
     assert list(sizes) == sorted(set(sizes))
     assert sizes[-1] == rows
     assert sizes[0] > min(second, rows - 1)

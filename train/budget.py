@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from engines.bench import SearchTime, search_ms
 from engines.ldknn import LDKNN, density
@@ -40,21 +40,33 @@ def select_within(budget_ms: float, timed_on: Path | None, normals: Normals, set
     Raises:
         TrainError: a file without such times, or a budget in which not even the smallest bank is searched.
     """
+    patches = len(normals.bank_features)
     coreset = None
     if timed_on is None:
-        coreset = select_rows(normals, min(_PILOT_ROWS, len(normals.bank_features)), settings.seed, console)
+        coreset = select_rows(normals, min(_PILOT_ROWS, patches), settings.seed, console)
         times, where = _pilot(normals, coreset, settings, console), "here"
     else:
-        times, where = read_times(timed_on), f"as timed in {timed_on}"
-    rows = min(rows_within(budget_ms, times), len(normals.bank_features))
+        station = read_times(timed_on)
+        if (station.patches, station.dim) != (normals.judged.size, normals.network.dim):
+            raise TrainError(
+                f"{timed_on}: times of {station.patches} patches of {station.dim} dimensions, this network gives"
+                f" {normals.judged.size} of {normals.network.dim}; bench a bundle of this backbone and --size"
+            )
+        times, where = station.search, f"as timed in {timed_on}"
+    rows = rows_within(budget_ms, times, patches)
     console.say(f"{budget_ms:g} ms an image, {where}: {rows:,} bank rows")
-    if coreset is not None and rows <= len(coreset):
+    if coreset is not None and rows <= len(coreset) < patches:  # all patches come in their own order, which covers nothing
         return coreset[:rows]
     return select_rows(normals, rows, settings.seed, console)
 
 
-def rows_within(budget_ms: float, times: Sequence[SearchTime]) -> int:
+def rows_within(budget_ms: float, times: Sequence[SearchTime], patches: int) -> int:
     """Rows of a bank that is searched in a time: between two that were timed, or on the line through the two largest.
+
+    Args:
+        budget_ms: time of an image.
+        times: one or more, rows ascending.
+        patches: no more rows than these.
 
     Raises:
         TrainError: a budget below what the smallest bank takes.
@@ -63,31 +75,41 @@ def rows_within(budget_ms: float, times: Sequence[SearchTime]) -> int:
     if budget_ms < taken[-1]:
         found = int(np.interp(budget_ms, taken, rows, left=rows[0] * budget_ms / taken[0]))
     else:
-        slope = max((taken[-1] - taken[-2]) / (rows[-1] - rows[-2]), taken[-1] / rows[-1] / 4)  # never for nothing
+        slope = taken[-1] / rows[-1] / 4  # more rows never come for nothing
+        if len(rows) > 1:
+            slope = max(slope, (taken[-1] - taken[-2]) / (rows[-1] - rows[-2]))
         found = int(rows[-1] + (budget_ms - taken[-1]) / slope)
-    if found < LEAST_ROWS:
+    least = min(LEAST_ROWS, patches)
+    if found < least:
         raise TrainError(
-            f"a budget of {budget_ms:g} ms leaves {found} bank rows, expected {LEAST_ROWS} or more; {rows[0]:,} rows take"
-            f" {taken[0]:.2g} ms"
+            f"a budget of {budget_ms:g} ms leaves {found} bank rows, expected {least} or more; {rows[0]:,} rows take"
+            f" {taken[0]:.2g} ms: raise --budget-ms, or take a smaller --size"
         )
-    return found
+    return min(found, patches)
 
 
-def read_times(path: Path) -> tuple[SearchTime, ...]:
+class StationTimes(BaseModel):
+    """What of `engines bench --json` is looked at: search times, and what was searched."""
+
+    patches: int
+    dim: int
+    search: tuple[SearchTime, ...]
+
+
+def read_times(path: Path) -> StationTimes:
     """Search times from what `engines bench --json` wrote. Raises TrainError."""
     expected = "expected what `python -m engines bench --json FILE` writes on the station"
     try:
-        content = TypeAdapter(dict[str, object]).validate_json(path.read_bytes())
-        times = TypeAdapter(tuple[SearchTime, ...]).validate_python(content.get("search"))
+        station = StationTimes.model_validate_json(path.read_bytes())
     except OSError as error:
         raise TrainError(f"{path}: cannot be read ({error.strerror}); {expected}") from None
     except ValidationError as error:
         raise TrainError(f"{path}: no search times ({error.errors()[0]['msg']}); {expected}") from None
-    rows = [one.rows for one in times]
-    right = all(one.rows >= 1 and math.isfinite(one.p50) and one.p50 > 0 for one in times)
-    if len(times) < 2 or rows != sorted(set(rows)) or not right:
-        raise TrainError(f"{path}: {len(times)} search times, expected two or more, rows ascending, above 0 ms; {expected}")
-    return times
+    rows = [one.rows for one in station.search]
+    right = all(one.rows >= 1 and math.isfinite(one.p50) and one.p50 > 0 for one in station.search)
+    if not rows or rows != sorted(set(rows)) or not right:
+        raise TrainError(f"{path}: search times {station.search}, expected one or more, rows ascending, above 0 ms; {expected}")
+    return station
 
 
 def _pilot(normals: Normals, coreset: Indices, settings: Settings, console: Console) -> tuple[SearchTime, ...]:

@@ -44,6 +44,7 @@ from train.product import MIN_FOR_HOLD_OUT, Console, Settings, open_product
 from train.select import Scoring, choose_scoring
 from train.trial import sizes_to_try
 
+_OVER = 1.1  # of a time budget: within what times differ from run to run
 _FEW_NORMALS = 8  # bank images that stand in as golden images where none is held out
 
 
@@ -85,6 +86,8 @@ def fit(
             bundle at the same path stays.
     """
     _check_settings(settings)
+    if saliency is not None and not saliency.is_dir():
+        raise TrainError(f"{saliency}: no such folder; expected a folder of masks, one <image name>.png an image")
     check_replaceable(out)
     if request is not None:
         check_request(request)
@@ -95,13 +98,7 @@ def fit(
     normals = embed_normals(product, settings.seed, console)
     _warn_of_leak(normals, console)
     coreset = _coreset(normals, settings, console)
-    others = other_images(normals, coreset)
-    sizes = (len(coreset),) if others is None else sizes_to_try(others)
-    seen = [] if others is None else search_others(normals, others, sizes, console)
-    outliers = leave_one_out(seen[-1].squared, normals.judged, normals.samples) if seen else []
-    console.say(summarise([*normals.findings, *outliers], len(normals.samples)))
-    good = [one.first(normals.in_bank * normals.patches) for one in seen]
-    scoring = choose_scoring(normals, coreset, others, good, sizes, settings, saliency, console)
+    scoring = _score(normals, coreset, settings, saliency, console)
     console.say(f"bank: {len(coreset)} rows of {len(normals.bank_features)} patches from {normals.in_bank} images")
     bank = _make_bank(normals, coreset, scoring.density)
     method = Method(
@@ -156,6 +153,24 @@ def _coreset(normals: Normals, settings: Settings, console: Console) -> npt.NDAr
     if settings.budget_ms is None:
         return select_coreset(normals, settings, console)
     return select_within(settings.budget_ms, settings.timed_on, normals, settings, console)
+
+
+def _score(
+    normals: Normals, coreset: npt.NDArray[np.int64], settings: Settings, saliency: Path | None, console: Console
+) -> Scoring:
+    """Audit the images against each other, and choose what makes scores of distances, from one search for both."""
+    others = other_images(normals, coreset)
+    sizes = (len(coreset),) if others is None else sizes_to_try(others, len(normals.bank_features))
+    seen = [] if others is None else search_others(normals, others, sizes, console)
+    outliers = leave_one_out(seen[-1].squared, normals.judged, normals.samples) if seen else []
+    console.say(summarise([*normals.findings, *outliers], len(normals.samples)))
+    good = [one.first(normals.in_bank * normals.patches) for one in seen]
+    scoring = choose_scoring(normals, coreset, others, good, sizes, settings, saliency, console)
+    if settings.budget_ms is not None and settings.timed_on is None and scoring.choice is not None:
+        taken = scoring.choice.sizes[-1].search_ms
+        if taken > _OVER * settings.budget_ms:
+            console.warn(f"the search takes {taken:.3g} ms, expected {settings.budget_ms:g} or less; give --coreset fewer rows")
+    return scoring
 
 
 def _warn_of_leak(normals: Normals, console: Console) -> None:

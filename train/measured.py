@@ -9,14 +9,15 @@ are isolated and too little where many patches share one.
 So it is measured: every good patch is searched in the rows of the *other* images, and with the distances t of the patches
 whose nearest row is c
 
-    density(c) = mean(t) + deviation(t),        both shrunk towards what rows like c have:
+    density(c) = mean(t) + deviation(t),        of these and w more patches such as rows like c have:
 
     mean(t^p) about c = (sum of t^p + w g_p(K-density of c)) / (n + w),    deviation^2 = mean(t^2) - mean(t)^2,
 
-where n patches have c as their nearest row, w = 100, and g_p is the isotonic regression (Barlow et al. 1972) of t^p on the
-published density over all good patches: a row in a denser place is expected to be nearer, and nothing else is assumed. One
-deviation is added because an image is judged by its highest window: it is the strays of good patches that decide, not
-their mean. The weights, 100 and 1, were chosen on synthetic defects over good images.
+(so where the two disagree, the deviation has room for both), where n patches have c as their nearest row, w = 100, and g_p
+is the isotonic regression (Barlow et al. 1972) of t^p on the published density over all good patches: a row in a denser place
+is expected to be nearer, and nothing else is assumed. One deviation is added because an image is judged by its highest
+window: it is the strays of good patches that decide, not their mean. The weights, 100 and 1, were chosen on synthetic defects
+over good images.
 """
 
 from __future__ import annotations
@@ -62,7 +63,10 @@ class MeasuredDensity:
         ]
 
     def density(self, without: int | None = None) -> Floats:
-        """float32 (m,); `without` names an image whose own patches are not to speak for its rows."""
+        """float32 (m,); `without` names an image whose own patches are not counted at the rows that they lie at.
+
+        They stay in the regression, where they are some of very many.
+        """
         count, sums = self._count, self._sums
         if without is not None:
             own_count, own_sums = self._tally(slice(without, without + 1))

@@ -2,7 +2,8 @@
 
 A patch of a bank image lies at distance 0 from itself in the bank, which says nothing about the next part. Searched in the
 rows of the other images only, it stands for a part that is new. Rows of a k-centre coreset come in the order in which they
-were taken, and every beginning of that order is itself a smaller coreset: one pass answers for several sizes of bank.
+were taken, and every beginning of that order is itself a smaller coreset: one pass answers for several sizes of bank. (Not
+so a bank of all patches, which come in their own order.)
 """
 
 from __future__ import annotations

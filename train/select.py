@@ -36,6 +36,7 @@ from train.trial import Defects, Doubles, Trial, auroc, hold_trials
 PUBLISHED_K, PUBLISHED_ALPHA = 9, 1.0  # for MVTec AD
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _DRAWS = 1000  # of the bootstrap
+_TELLING = 0.55  # AUROC below which the synthetic defects say nothing
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,10 @@ def choose_scoring(
         return Scoring("published", k, PUBLISHED_ALPHA if settings.alpha is None else settings.alpha, published, None)
     if bank is None:
         if settings.alpha is None:
-            console.warn("all rows of the bank come from one image, so no density can be chosen: scores are plain distances")
+            console.warn(
+                "all rows of the bank come from one image, so no density can be chosen: scores are plain distances;"
+                " give more images, or a larger --coreset"
+            )
         return Scoring("published", k, 0.0 if settings.alpha is None else settings.alpha, published, None)
     measured = [
         MeasuredDensity(published[:rows], distance(one.squared, settings.metric), one.row, normals.in_bank)
@@ -98,13 +102,19 @@ def choose_scoring(
     part, trials = _hold(normals, bank, good, sizes, settings, saliency, console)
     tried = [_try(trial, one, settings.seed) for trial, one in zip(trials, measured, strict=True)]
     chosen = [alphas[choose(alphas)] for alphas in tried]
+    best = max(one.auroc for one in tried[-1])
+    if best < _TELLING:
+        console.warn(
+            f"synthetic defects can hardly be told from good parts here (AUROC {best:.0%} at best, expected {_TELLING:.0%} or"
+            f" more): alpha {chosen[-1].alpha:g} rests on little; look at `train defects`, at --weights and at --size"
+        )
     with console.progress("timing") as advance:
         images = whole_maps(normals)
         found = []
-        for number, (rows, one, alphas, best) in enumerate(zip(sizes, measured, tried, chosen, strict=True), 1):
-            search = LDKNN(bank.rows[:rows], one.density(), alpha=best.alpha, metric=settings.metric)
-            taken = float(np.median(search_ms(VerdictFirst(search, normals.judged), images)))
-            found.append(BankSize(rows=rows, alpha=best.alpha, auroc=best.auroc, plain=alphas[0].auroc, search_ms=taken))
+        for number, (rows, one, alphas, taken) in enumerate(zip(sizes, measured, tried, chosen, strict=True), 1):
+            search = LDKNN(bank.rows[:rows], one.density(), alpha=taken.alpha, metric=settings.metric)
+            median = float(np.median(search_ms(VerdictFirst(search, normals.judged), images)))
+            found.append(BankSize(rows=rows, alpha=taken.alpha, auroc=taken.auroc, plain=alphas[0].auroc, search_ms=median))
             advance(number, len(sizes))
     record = Choice(
         images=normals.in_bank,
@@ -158,9 +168,8 @@ def _hold(
     console: Console,
 ) -> tuple[Saliency, list[Trial]]:
     """Where the part is, and a trial for each size of bank."""
-    pictured = replace(normals, samples=normals.samples[: normals.in_bank])
-    images, _ = read_pictures(pictured, console)
-    part = find_part(pictured, slice(None), saliency, images, console)
+    images, _ = read_pictures(replace(normals, samples=normals.samples[: normals.in_bank]), console)
+    part = find_part(normals, slice(0, normals.in_bank), saliency, images, console)
     defects = Defects(images, part.masks, settings.seed)
     with console.progress("defects") as advance:
         return part, hold_trials(normals, bank, good, sizes, defects, settings.metric, advance)

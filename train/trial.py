@@ -96,25 +96,28 @@ class Trial:
             At (a, i, j), how many of the defects on image j score above good image i, ties counting one half. From it
             follow the AUROC and, by weighing rows and columns alike, any bootstrap over images.
         """
+        shape = (-1, np.count_nonzero(self.judged))
+        good, defective = (
+            (distance(of.squared, self.metric).reshape(shape), of.row.reshape(shape)) for of in (self.good, self.defective)
+        )
+        windows = Windows(self.judged)
+
+        def scores(near: Floats, row: Indices, dense: Floats) -> Doubles:
+            maps = np.zeros((len(alphas), len(near), *self.judged.shape), np.float32)
+            for number, alpha in enumerate(alphas):
+                maps[number][:, self.judged] = near - np.float32(alpha) * dense[row]
+            return windows.pool(maps)
+
         clean, found = np.empty((len(alphas), self.images)), np.empty((len(alphas), len(self.source)))
         for image in range(self.images):
             dense = density(image)
-            clean[:, image] = self._scores(self.good, np.array([image]), dense, alphas)[:, 0]
+            clean[:, image] = scores(good[0][image, None], good[1][image, None], dense)[:, 0]
             drawn = np.flatnonzero(self.source == image)
-            found[:, drawn] = self._scores(self.defective, drawn, dense, alphas)
+            found[:, drawn] = scores(defective[0][drawn], defective[1][drawn], dense)
         wins = np.zeros((len(alphas), self.images, self.images))
         for defect, source in enumerate(self.source):
             wins[:, :, source] += (found[:, None, defect] > clean) + 0.5 * (found[:, None, defect] == clean)
         return wins
-
-    def _scores(self, nearest: Nearest, pictures: Indices, dense: Floats, alphas: Sequence[float]) -> Doubles:
-        """Image scores of some pictures: float64 (alphas, pictures)."""
-        shape = (-1, np.count_nonzero(self.judged))
-        near, row = (values.reshape(shape)[pictures] for values in (distance(nearest.squared, self.metric), nearest.row))
-        maps = np.zeros((len(alphas), len(near), *self.judged.shape), np.float32)
-        for number, alpha in enumerate(alphas):
-            maps[number][:, self.judged] = near - np.float32(alpha) * dense[row]
-        return Windows(self.judged).pool(maps)
 
 
 def hold_trials(
@@ -172,9 +175,11 @@ def auroc(wins: Doubles, weight: Doubles, drawn: Doubles) -> Doubles:
     return np.asarray([((weight @ one) * weight).sum(axis=1) for one in wins] / pairs)
 
 
-def sizes_to_try(bank: OtherImages) -> tuple[int, ...]:
-    """The bank's size and smaller ones, ascending."""
+def sizes_to_try(bank: OtherImages, patches: int) -> tuple[int, ...]:
+    """The bank's size and smaller ones, ascending; its size alone where it is all patches, whose order says nothing."""
     rows = len(bank.rows)
+    if rows == patches:
+        return (rows,)
     least = max(bank.smallest, min(_FEWEST_ROWS, rows))
     return tuple(sorted({max(least, round(share * rows)) for share in _SMALLER}))
 
