@@ -24,9 +24,10 @@ def tried(*rows: tuple[float, float]) -> list[Tried]:
         (((0.7, 0.02), (0.72, 0.01), (0.74, 0.01), (0.75, 0.005), (0.76, 0)), 4),  # ever better
         (((0.7, 0.02), (0.75, 0), (0.745, 0.01), (0.744, 0.01), (0.72, 0.01)), 3),  # the last is clearly behind
         (((0.7, 0), (0.69, 0.02), (0.68, 0.03), (0.67, 0.04), (0.66, 0.05)), 0),  # none reaches plain NN
-        (((0.7, 0.02), (0.71, 0), (0.7, 0.02), (0.69, 0.03), (0.69, 0.04)), 2),  # below plain NN, however near the best
+        (((0.7, 0.015), (0.71, 0), (0.7, 0.02), (0.69, 0.03), (0.69, 0.04)), 2),  # below plain NN, however near the best
+        (((0.7, 0.03), (0.71, 0), (0.7, 0.02), (0.69, 0.03), (0.69, 0.04)), 0),  # behind by a third of the error
         (((0.7, 0.001), (0.72, 0), (0.69, 0.01)), 1),
-        (((0.5, 0), (0.5, 0), (0.5, 0)), 2),  # the defects tell nothing apart
+        (((0.5, 0), (0.5, 0), (0.5, 0)), 0),  # the defects tell nothing apart
     ],
 )
 def test_the_rule(rows: tuple[tuple[float, float], ...], expected: int) -> None:

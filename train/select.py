@@ -3,14 +3,14 @@
 The measured density (train/measured.py) says what distance is usual at each bank row, and a score that takes all of it away
 (alpha 1) is right where good parts stray alike and defects do not hide in what is usual. Whether a product is like that is
 tried out (train/trial.py): every good image is judged by the rows of the others, as it is and with synthetic defects, and
-each alpha is given the AUROC of the ones against the others. Taken is the largest alpha
+each alpha is given the AUROC of the ones against the others. Errors are from a bootstrap over the images.
 
-- whose AUROC is not below that of plain nearest neighbour, alpha 0, and
-- that is behind the best alpha by no more than the standard error of that difference, from a bootstrap over the images,
+- Plain nearest neighbour, alpha 0, stays where it is behind the best alpha by no more than half the error of that.
+- Else the largest alpha is taken that is not below plain nearest neighbour, and behind the best by no more than the error.
 
-so plain nearest neighbour is left only where the defects do not speak against it, and noise among the alphas does not
-decide. The largest and not the best, because the defects here are few, and because on many products, banks and numbers of
-images alpha 1 lost least against the best setting in hindsight (`benchmarks.choice`).
+So plain nearest neighbour is left only where the defects speak for it, and noise among the alphas does not decide. Half an
+error, and the largest alpha instead of the best, because the defects are few, and because on many products, banks and numbers
+of images alpha 1 lost least against the best setting in hindsight (`benchmarks.choice`).
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from train.trial import Defects, Doubles, Trial, auroc, hold_trials
 PUBLISHED_K, PUBLISHED_ALPHA = 9, 1.0  # for MVTec AD
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _DRAWS = 1000  # of the bootstrap
+_SUPPORT = 0.5  # of the error: what plain nearest neighbour is behind by before it is left
 _TELLING = 0.55  # AUROC below which the synthetic defects say nothing
 
 
@@ -129,8 +130,10 @@ def choose_scoring(
 
 def choose(tried: Sequence[Tried]) -> int:
     """Which of the alphas, ascending from 0, is taken: the rule of this module."""
-    plain = tried[0].auroc
-    return max(number for number, one in enumerate(tried) if one.auroc >= plain and one.behind <= one.error)
+    plain = tried[0]
+    if plain.behind <= _SUPPORT * plain.error:
+        return 0
+    return max(number for number, one in enumerate(tried) if one.auroc >= plain.auroc and one.behind <= one.error)
 
 
 def compare(wins: Doubles, drawn: Doubles, alphas: Sequence[float], seed: int) -> list[Tried]:
