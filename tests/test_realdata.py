@@ -21,17 +21,20 @@ def silent(title: str) -> Iterator[Callable[[int, int], None]]:
     yield lambda done, total: None
 
 
+# the last as published: the density of all good patches, with a bank of all of them
 @pytest.fixture(
-    scope="module", params=[("hazelnut", 0.02), ("transistor", 0.02), ("transistor", 1.0)], ids=lambda p: f"{p[0]}-{p[1]}"
+    scope="module",
+    params=[("hazelnut", 0.02, None), ("transistor", 0.02, None), ("transistor", 1.0, 9)],
+    ids=lambda p: f"{p[0]}-{p[1]}",
 )
 def product(
     request: pytest.FixtureRequest, real_data: Path, real_weights: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Inspector, Path]]:
-    """A product fitted with the defaults but for the coreset: its inspector and its images."""
-    name, coreset = request.param
+    """A product fitted with the defaults but for coreset and K: its inspector and its images."""
+    name, coreset, k = request.param
     data, out = real_data / name, tmp_path_factory.mktemp(name) / "bundle"
     said: list[str] = []
-    settings = Settings(data, weights=str(real_weights / "resnet18-trunk.npz"), coreset=coreset, device="cpu")
+    settings = Settings(data, weights=str(real_weights / "resnet18-trunk.npz"), coreset=coreset, k=k, device="cpu")
     fit(settings, out, Console(said.append, said.append, silent))
     with Inspector(load_bundle(out)) as inspector:
         yield inspector, data
