@@ -274,7 +274,7 @@ def test_fit_with_adapted_weights_is_the_same_bundle(bundle: Bundle, adapted: Do
     assert again.manifest.threshold == bundle.manifest.threshold
     assert again.manifest.provenance.adaptation == adapted.weights.adaptation
     assert again.manifest.provenance.weights_sha256 == adapted.weights.sha256
-    assert not any("held-out images were used" in line for line in talk.warned)
+    assert [line for line in talk.warned if not line.startswith("synthetic defects can hardly be told")] == []
 
 
 def test_the_bundle_embeds_with_the_adapted_weights(bundle: Bundle, adapted: Done, data: Path) -> None:
@@ -302,7 +302,7 @@ def test_held_out_images_that_were_learnt_from_deserve_a_warning(leaky: tuple[Bu
         f"{known} of {HELD_OUT} held-out images were used to adapt flange.safetensors: the provisional threshold will be too"
         " low; fit with the seed that adapted it, or adapt again"
     )
-    assert leaky[1].warned[0] == expected
+    assert [line for line in leaky[1].warned if not line.startswith("synthetic defects can hardly be told")] == [expected]
 
 
 def test_nobody_calibrates_on_what_the_backbone_learnt_from(leaky: tuple[Bundle, Talk], data: Path) -> None:
