@@ -118,7 +118,13 @@ def _by_rows(inspector: Inspector, images: Sequence[Image], repeats: int) -> tup
     judged = inspector.preprocessor.judged_patches(method.grid)
     found = []
     for rows in sorted({max(min(_FEWEST_ROWS, len(bank.rows)), round(share * len(bank.rows))) for share in _SHARES}):
-        search = LDKNN(bank.rows[:rows], bank.density[:rows], alpha=method.alpha, metric=method.metric)
+        search = LDKNN(
+            bank.rows[:rows],
+            bank.density[:rows],
+            alpha=method.alpha,
+            metric=method.metric,
+            threads=inspector.ldknn.workers.threads,
+        )
         taken = search_ms(VerdictFirst(search, judged, method.pooling), turns)
         found.append(SearchTime(rows, *np.percentile(taken, (50, 95)).tolist()))
     return tuple(found)

@@ -34,11 +34,13 @@ class Score:
 class Scorer:
     """Preprocess, embed, LDKNN, pool: from a frame to a score, whatever computes the embeddings. Used from one thread."""
 
-    def __init__(self, method: Method, preprocessor: Preprocessor, bank: Bank, extractor: FeatureExtractor) -> None:
-        """Join the pieces. Raises EngineError where bank and method do not fit."""
+    def __init__(
+        self, method: Method, preprocessor: Preprocessor, bank: Bank, extractor: FeatureExtractor, *, threads: int = 0
+    ) -> None:
+        """Join the pieces; `threads` search the bank, 0 is one a core. Raises EngineError where bank and method do not fit."""
         self.preprocessor = preprocessor
         self.extractor = extractor
-        self.ldknn = LDKNN(bank.rows, bank.density, alpha=method.alpha, metric=method.metric)
+        self.ldknn = LDKNN(bank.rows, bank.density, alpha=method.alpha, metric=method.metric, threads=threads)
         self._judged = preprocessor.judged_patches(method.grid)
         self._first = VerdictFirst(self.ldknn, self._judged, method.pooling)
 
@@ -64,13 +66,13 @@ class Inspector(Scorer):
     """Scores images against one bundle, in one backend. Used from one thread; holds the backend until `close`."""
 
     def __init__(self, bundle: Bundle, backend: str = "onnxruntime", *, threads: int = 0) -> None:
-        """Load the bundle's graph into a backend and its bank into LDKNN.
+        """Load the bundle's graph into a backend and its bank into LDKNN; each computes on `threads`, 0 is one a core.
 
         Raises:
             EngineError: see `make_extractor`.
         """
         extractor = make_extractor(bundle, backend, threads=threads)
-        super().__init__(bundle.manifest.method, bundle.preprocessor(), bundle.bank, extractor)
+        super().__init__(bundle.manifest.method, bundle.preprocessor(), bundle.bank, extractor, threads=threads)
         self.bundle = bundle
 
     def close(self) -> None:
