@@ -217,6 +217,46 @@ class Gpu:
             raise EngineError(f"the GPU failed ({error}); start the program again, and check its memory and dmesg") from None
 
 
+class Repeated:
+    """Work that puts the same into a GPU's stream each time: run once, then recorded, and replayed from then on.
+
+    Attributes:
+        refused: why it could not be recorded, or None. It is put into the stream piece by piece then, which gives the same
+            answers and takes longer.
+    """
+
+    def __init__(self, gpu: Gpu, work: Callable[[], None]) -> None:
+        """`work` must put work into the stream, of addresses and shapes that do not change, and nothing else."""
+        self._gpu = gpu
+        self._work = work
+        self._runs = 0
+        self._graph: Graph | None = None
+        self.refused: str | None = None
+
+    def enqueue(self) -> None:
+        """Put the work into the stream. Raises EngineError."""
+        if self._graph is not None:
+            self._gpu.replay(self._graph)
+            return
+        if self._runs > 0 and self.refused is None:  # what is lazy in a library has happened in the first run
+            try:
+                self._graph = self._gpu.capture(self._work)
+            except EngineError as error:
+                self.refused = str(error)
+            else:
+                self._gpu.replay(self._graph)
+                return
+        self._runs += 1
+        self._work()
+
+    def close(self) -> None:
+        """Give back what was recorded; may be called twice."""
+        if self._graph is not None:
+            with contextlib.suppress(EngineError), self._gpu.current():
+                self._graph.close()
+            self._graph = None
+
+
 def compile_kernels(source: Path, architecture: str) -> bytes:
     """A CUDA source compiled for an architecture, such as `sm_87`; from the cache where it is known.
 
