@@ -63,13 +63,13 @@ class Scorer:
 class Inspector(Scorer):
     """Scores images against one bundle, in one backend. Used from one thread; holds the backend until `close`."""
 
-    def __init__(self, bundle: Bundle, backend: str = "onnxruntime", *, threads: int = 0) -> None:
-        """Load the bundle's graph into a backend and its bank into LDKNN.
+    def __init__(self, bundle: Bundle, backend: str = "onnxruntime", *, precision: str = "fp32", threads: int = 0) -> None:
+        """Load the bundle's graph, in the precision asked for, into a backend and its bank into LDKNN.
 
         Raises:
             EngineError: see `make_extractor`.
         """
-        extractor = make_extractor(bundle, backend, threads=threads)
+        extractor = make_extractor(bundle, backend, precision=precision, threads=threads)
         super().__init__(bundle.manifest.method, bundle.preprocessor(), bundle.bank, extractor)
         self.bundle = bundle
 
