@@ -13,7 +13,7 @@ from calibration.fit import fit_calibration
 from calibration.record import save_calibration
 from calibration.threshold import check_enough
 from engines import EngineError, console
-from engines.bundle import load_bundle
+from engines.bundle import PRECISIONS, load_bundle
 from engines.extractors import backends
 from engines.images import list_images
 from engines.inspector import Inspector
@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     fit.add_argument("--false-reject", default=0.01, type=float, metavar="RATE", help="rate to bound (default: %(default)s)")
     fit.add_argument("--out", required=True, type=Path, help="record to write, a .json file")
     fit.add_argument("--backend", default="onnxruntime", choices=backends(), help="default: %(default)s")
+    fit.add_argument("--precision", default="fp32", choices=PRECISIONS, help="default: %(default)s")
     fit.add_argument("--threads", default=0, type=console.count, help="CPU threads; 0 is one a core")
     fit.set_defaults(run=_fit)
     arguments = parser.parse_args(argv)
@@ -46,8 +47,9 @@ def _fit(arguments: argparse.Namespace) -> int:
     paths = list_images(arguments.images)
     check_enough(len(paths), arguments.false_reject)
     scores: list[tuple[float, str]] = []
+    bundle = load_bundle(arguments.bundle)
     with (
-        Inspector(load_bundle(arguments.bundle), arguments.backend, threads=arguments.threads) as inspector,
+        Inspector(bundle, arguments.backend, precision=arguments.precision, threads=arguments.threads) as inspector,
         console.progress("scoring") as advance,
     ):
         calibration = fit_calibration(

@@ -15,7 +15,7 @@ from edge.config import StationConfig
 from engines import InspectionError
 from engines.bundle import load_bundle
 from engines.inspector import Inspector
-from engines.verify import verify_golden
+from engines.verify import allowed_difference, verify_golden
 
 MIN_FREE_BYTES = 100 * 2**20
 _TIMED = 3
@@ -42,8 +42,9 @@ def check_station(config: StationConfig, open_camera: Callable[[], Camera]) -> l
     calibration: Calibration | None = None
     try:
         bundle = load_bundle(config.bundle)
-        inspector = Inspector(bundle, config.backend, threads=config.threads)
-        checks.append(Check("bundle", f"{config.bundle} ({bundle.digest[:12]}), {inspector.extractor.provider}"))
+        inspector = Inspector(bundle, config.backend, precision=config.precision, threads=config.threads)
+        runs = f"{config.precision}, {inspector.extractor.provider}"
+        checks.append(Check("bundle", f"{config.bundle} ({bundle.digest[:12]}), {runs}"))
     except InspectionError as error:
         checks.append(Check("bundle", str(config.bundle), (str(error),)))
     try:
@@ -89,7 +90,13 @@ def self_test(inspector: Inspector) -> Check:
     """Re-run the bundle's golden images."""
     manifest = inspector.bundle.manifest
     try:
-        result = verify_golden(inspector, inspector.bundle.golden(), manifest.threshold, manifest.golden.spread)
+        result = verify_golden(
+            inspector,
+            inspector.bundle.golden(),
+            manifest.threshold,
+            manifest.golden.spread,
+            tolerance=allowed_difference(manifest, inspector.extractor.precision),
+        )
     except InspectionError as error:
         return Check("self-test", "golden images", (str(error),))
     if result.passed:

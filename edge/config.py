@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edge import StationError
+from engines.bundle import Precision
 
 # strict: YAML reads `yes` as true, which would count as 1
 PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
@@ -51,6 +52,7 @@ class StationConfig(_Section):
     bundle: Path
     calibration: Path
     backend: str = "onnxruntime"
+    precision: Precision = "fp32"
     threads: CountFromZero = 0
     deadline_ms: PositiveNumber = 1000
     source: Annotated[FolderSource | CameraSource, Field(discriminator="kind")]

@@ -15,11 +15,11 @@ import numpy as np
 from engines import EngineError, console
 from engines.atomic import write_file
 from engines.bench import bench
-from engines.bundle import Adaptation, Bundle, Choice, load_bundle
+from engines.bundle import PRECISIONS, Adaptation, Bundle, Choice, Variant, load_bundle
 from engines.extractors import backends
 from engines.images import encode_png, list_images, read_image
 from engines.inspector import Inspector, anomaly_map, overlay
-from engines.verify import verify_golden
+from engines.verify import allowed_difference, verify_golden
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,13 +46,15 @@ def _command(commands, name: str, function, text: str, *, backend: bool = True) 
     parser.add_argument("--bundle", required=True, type=Path, help="folder that `train fit` wrote")
     if backend:
         parser.add_argument("--backend", default="onnxruntime", choices=backends(), help="default: %(default)s")
+        parser.add_argument("--precision", default="fp32", choices=PRECISIONS, help="default: %(default)s")
         parser.add_argument("--threads", default=0, type=console.count, help="CPU threads; 0 is one a core")
     parser.set_defaults(run=function)
     return parser
 
 
 def _open(arguments: argparse.Namespace) -> Inspector:
-    return Inspector(load_bundle(arguments.bundle), arguments.backend, threads=arguments.threads)
+    bundle = load_bundle(arguments.bundle)
+    return Inspector(bundle, arguments.backend, precision=arguments.precision, threads=arguments.threads)
 
 
 def _info(arguments: argparse.Namespace) -> int:
@@ -92,7 +94,14 @@ def _info_rows(bundle: Bundle) -> list[tuple[str, str]]:
         ),
         ("spread of normal scores", f"{manifest.golden.spread:.6g}"),
         ("golden images", f"{manifest.golden.images}, export differs by {manifest.golden.max_difference:.1e} of the spread"),
+        *((f"precision {variant.precision}", _variant_row(variant)) for variant in manifest.variants),
     ]
+
+
+def _variant_row(variant: Variant) -> str:
+    if variant.reason is not None:
+        return f"not offered: {variant.reason}"
+    return f"offered; on {variant.images} images scores differ by {variant.max_difference:.2g} of the spread, no flips"
 
 
 def _choice_row(choice: Choice | None) -> str:
@@ -114,7 +123,14 @@ def _adaptation_rows(record: Adaptation | None) -> list[tuple[str, str]]:
 def _verify(arguments: argparse.Namespace) -> int:
     with _open(arguments) as inspector, console.progress("golden images") as advance:
         manifest = inspector.bundle.manifest
-        result = verify_golden(inspector, inspector.bundle.golden(), manifest.threshold, manifest.golden.spread, advance)
+        result = verify_golden(
+            inspector,
+            inspector.bundle.golden(),
+            manifest.threshold,
+            manifest.golden.spread,
+            advance,
+            tolerance=allowed_difference(manifest, inspector.extractor.precision),
+        )
     rows = [
         (row.name, f"{row.expected:.6g}", f"{row.got:.6g}", f"{row.difference:.1e}", "FLIP" if row.flipped else "")
         for row in result.rows

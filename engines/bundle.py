@@ -10,7 +10,8 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -23,10 +24,14 @@ from engines.preprocess import Preprocessor, Roi
 
 SCHEMA = 1
 FEATURES, BANK, GOLDEN, MASK, MANIFEST = "features.onnx", "bank.npz", "golden.npz", "mask.png", "manifest.json"
+Precision = Literal["fp32", "fp16", "int8", "int8-cpu"]
 Metric = Literal["sqeuclidean", "euclidean"]
 Pooling = Literal["cover", "paper"]
 DensityKind = Literal["published", "measured"]
 Positive = Annotated[int, Field(gt=0)]
+PRECISIONS: tuple[str, ...] = get_args(Precision)
+FP32: Precision = "fp32"
+_NO_GRAPHS: Mapping[str, bytes] = MappingProxyType({})
 
 
 class Record(BaseModel):
@@ -79,6 +84,36 @@ class GoldenCheck(Record):
     spread: float = Field(gt=0)
     max_difference: float = Field(ge=0)
     flips: int = Field(ge=0)
+
+
+class Variant(Record):
+    """The feature graph in another precision, and how it was held against the float32 one before it was offered.
+
+    Attributes:
+        precision: of its graph; never fp32, which every bundle has.
+        images: that both scored.
+        max_difference: largest score difference, in spreads of normal scores; None where a score was not a number.
+        flips: decisions that differ at the provisional threshold.
+        offered: the bundle holds its graph.
+        reason: why it is not offered.
+    """
+
+    precision: Precision
+    images: Positive
+    max_difference: float | None = Field(ge=0)
+    flips: int = Field(ge=0)
+    offered: bool
+    reason: str | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Variant:
+        if self.precision == FP32:
+            raise ValueError("fp32 is listed as a variant; it is what variants are held against")
+        if self.offered != (self.reason is None):
+            raise ValueError(f"{self.precision} is {'offered with' if self.offered else 'not offered without'} a reason")
+        if self.offered and (self.max_difference is None or self.flips > 0):
+            raise ValueError(f"{self.precision} is offered with {self.flips} flips, difference {self.max_difference}")
+        return self
 
 
 class ImageRecord(Record):
@@ -226,6 +261,22 @@ class Manifest(Record):
     golden: GoldenCheck
     provenance: Provenance
     files: dict[str, FileEntry]
+    variants: tuple[Variant, ...] = ()
+
+    @model_validator(mode="after")
+    def _variants_have_files(self) -> Manifest:
+        names = [variant.precision for variant in self.variants]
+        if len(set(names)) < len(names):
+            raise ValueError(f"variants {', '.join(names)}, expected each precision once")
+        offered = {variant.precision for variant in self.variants if variant.offered}
+        kept = {precision for precision in PRECISIONS if precision != FP32 and features_file(precision) in self.files}
+        if offered != kept:
+            raise ValueError(f"offers {sorted(offered)}, has files for {sorted(kept)}")
+        return self
+
+    def variant(self, precision: str) -> Variant | None:
+        """What is known of a precision; None of fp32 and of what was never made."""
+        return next((variant for variant in self.variants if variant.precision == precision), None)
 
 
 @dataclass(frozen=True)
@@ -261,10 +312,26 @@ class Bundle:
     path: Path
     digest: str
     manifest: Manifest
-    features: bytes
+    graphs: Mapping[str, bytes]
     bank: Bank
     mask: npt.NDArray[np.bool_] | None
     golden_npz: bytes
+
+    def graph(self, precision: str) -> bytes:
+        """The feature graph in a precision, as an ONNX file's bytes.
+
+        Raises:
+            EngineError: a precision that this bundle does not offer, with what it has and why.
+        """
+        if precision in self.graphs:
+            return self.graphs[precision]
+        has = ", ".join(self.graphs)
+        if precision not in PRECISIONS:
+            raise EngineError(f"precision '{precision}', expected one of: {', '.join(PRECISIONS)}; this bundle has {has}")
+        made = self.manifest.variant(precision)
+        if made is not None:
+            raise EngineError(f"{self.path}: {precision} is not offered ({made.reason}); it has {has}: choose one of these")
+        raise EngineError(f"{self.path}: no {precision}, it has {has}; choose one of these, or add it with `train export`")
 
     def golden(self) -> Golden:
         """Decode the golden images (not kept: they can be large)."""
@@ -299,8 +366,12 @@ def write_bundle(
     bank: Bank,
     mask: npt.NDArray[np.bool_] | None,
     golden: Golden,
+    variants: tuple[Variant, ...] = (),
+    graphs: Mapping[str, bytes] = _NO_GRAPHS,
 ) -> str:
     """Write a bundle atomically and return its digest.
+
+    `features` is the float32 graph, `graphs` has those of the offered `variants` by precision.
 
     Raises:
         EngineError: `path` is something else than a bundle, cannot be written, or the parts would not load as a
@@ -313,6 +384,7 @@ def write_bundle(
         BANK: pack_npz({"rows": bank.rows, "density": bank.density, "image": bank.image, "patch": bank.patch}),
         GOLDEN: _pack_golden(golden),
     }
+    files |= {features_file(precision): graph for precision, graph in graphs.items()}
     if mask is not None:
         files[MASK] = encode_png(np.repeat(mask[:, :, None].astype(np.uint8) * 255, 3, axis=2))
     manifest = Manifest(
@@ -323,6 +395,7 @@ def write_bundle(
         golden=golden_check,
         provenance=provenance,
         files={name: FileEntry(bytes=len(data), sha256=_sha256(data)) for name, data in files.items()},
+        variants=variants,
     )
     text = (manifest.model_dump_json(indent=1) + "\n").encode()
     with new_folder(path) as folder:
@@ -331,6 +404,11 @@ def write_bundle(
         (folder / MANIFEST).write_bytes(text)
         load_bundle(folder)  # nothing that cannot be loaded takes the place of what can
     return _sha256(text)
+
+
+def features_file(precision: str) -> str:
+    """Name of the file with the feature graph in a precision."""
+    return FEATURES if precision == FP32 else f"features-{precision}.onnx"
 
 
 def check_replaceable(path: Path | str) -> None:
@@ -357,7 +435,7 @@ def load_bundle(path: Path | str) -> Bundle:
         raise EngineError(f"{path}: no {MANIFEST} there; expected the folder that `train fit --out` wrote")
     text = _read(path / MANIFEST)
     manifest = _parse_manifest(path, text)
-    unknown = manifest.files.keys() - {FEATURES, BANK, GOLDEN, MASK}
+    unknown = manifest.files.keys() - {BANK, GOLDEN, MASK, *map(features_file, PRECISIONS)}
     if unknown:
         names = ", ".join(sorted(unknown))
         raise EngineError(f"{path}: the manifest lists {names}, not a file of schema {SCHEMA}; copy the bundle again")
@@ -368,7 +446,8 @@ def load_bundle(path: Path | str) -> Bundle:
     mask = np.asarray(decode_image(files[MASK]).any(axis=2)) if MASK in files else None
     bank = _unpack_bank(path, files[BANK], manifest.method.dim)
     _golden_arrays(files[GOLDEN])
-    return Bundle(path, _sha256(text), manifest, files[FEATURES], bank, mask, files[GOLDEN])
+    graphs = {precision: files[name] for precision in PRECISIONS if (name := features_file(precision)) in files}
+    return Bundle(path, _sha256(text), manifest, MappingProxyType(graphs), bank, mask, files[GOLDEN])
 
 
 def pack_npz(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:

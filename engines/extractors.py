@@ -39,7 +39,13 @@ class FeatureExtractor(Protocol):
 
 
 # name -> (module, function that opens a bundle); a backend's runtime is imported when it is chosen, never before
-_BACKENDS = {"onnxruntime": ("engines.ort", "open_bundle")}
+_BACKENDS = {
+    "onnxruntime": ("engines.ort", "open_bundle"),
+    "onnxruntime-cuda": ("engines.ort", "open_cuda"),
+    "onnxruntime-tensorrt": ("engines.ort", "open_tensorrt"),
+    "tensorrt": ("engines.trt", "open_tensorrt"),
+    "tensorrt-rtx": ("engines.trt", "open_tensorrt_rtx"),
+}
 
 
 def backends() -> tuple[str, ...]:
@@ -47,19 +53,23 @@ def backends() -> tuple[str, ...]:
     return tuple(_BACKENDS)
 
 
-def make_extractor(bundle: Bundle, backend: str = "onnxruntime", *, threads: int = 0) -> FeatureExtractor:
+def make_extractor(
+    bundle: Bundle, backend: str = "onnxruntime", *, precision: str = "fp32", threads: int = 0
+) -> FeatureExtractor:
     """Load a bundle's feature graph into the backend asked for, or fail: nothing falls back silently.
 
     Args:
         bundle: a loaded bundle.
         backend: one of `backends()`.
+        precision: of the graph, one that the bundle offers.
         threads: CPU threads; 0 takes one a core.
 
     Raises:
-        EngineError: unknown backend, its runtime is not installed, or it refuses the graph.
+        EngineError: unknown backend, its runtime is not installed or would run on another device, it refuses the graph,
+            or a precision that the bundle does not offer.
     """
     if backend not in _BACKENDS:
         raise EngineError(f"backend '{backend}', expected one of: {', '.join(_BACKENDS)}")
     module, name = _BACKENDS[backend]
-    extractor: FeatureExtractor = getattr(importlib.import_module(module), name)(bundle, threads=threads)
+    extractor: FeatureExtractor = getattr(importlib.import_module(module), name)(bundle, precision=precision, threads=threads)
     return extractor

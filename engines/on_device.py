@@ -1,46 +1,82 @@
-"""TensorRT's features and the search for their neighbours in one stream: the embeddings never leave the GPU."""
+"""The search on a GPU; with features from the same GPU, all in one stream: one tensor in, one number and a small map out."""
 
 from __future__ import annotations
+
+import contextlib
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from engines.cuda import Repeated
-from engines.ldknn import Floats
+from engines.cuda import Gpu, Repeated
+from engines.extractors import FeatureExtractor
+from engines.ldknn import LDKNN, Floats
 from engines.ldknn_cuda import CudaLDKNN
-from engines.trt import TensorRTExtractor
+from engines.search import Score
 
 
-class OnDevice:
-    """From a preprocessed image to its score and map: one tensor in, one number and one small map out."""
+@runtime_checkable
+class GpuFeatureExtractor(FeatureExtractor, Protocol):
+    """A `FeatureExtractor` that can leave its embeddings on the GPU.
 
-    def __init__(self, extractor: TensorRTExtractor, twin: CudaLDKNN) -> None:
-        """Join an engine and a search on the same GPU; `close` closes the search, and the extractor's owner the GPU."""
-        self._extractor = extractor
-        self._twin = twin
-        self._repeated = Repeated(extractor.gpu, self._enqueue)
-        self._at = twin.queries
+    Attributes:
+        gpu: that it runs on.
+    """
 
-    def score(self, tensor: npt.NDArray[np.float32]) -> tuple[float, Floats]:
-        """Score float32 (1, 3, h, w): the image's score, and the patches' float32 (rows, columns), NaN where ignored.
+    gpu: Gpu
+
+    def give(self, tensor: Floats) -> None:
+        """Put one image, float32 (1, 3, h, w), where `enqueue` takes it from. Raises EngineError."""
+
+    def enqueue(self, address: int) -> None:
+        """Put the network into the GPU's stream; its embeddings, float32 (patches, d), go to an address. Raises EngineError."""
+
+
+class GpuSearch:
+    """The search on a GPU, of which the map is a by-product. Features on the same GPU are not copied from it and back."""
+
+    def __init__(self, extractor: FeatureExtractor, ldknn: LDKNN, judged: npt.NDArray[np.bool_], pooling: str) -> None:
+        """Copy a bank to the extractor's GPU, or where it has none, to the first of this machine.
 
         Raises:
-            EngineError: as `TensorRTExtractor.extract` and `CudaLDKNN.score`.
+            EngineError: as `Gpu` and `CudaLDKNN`.
         """
+        self._extractor = extractor
+        self._own = contextlib.ExitStack()
+        self._repeated: Repeated | None = None
+        with self._own:  # closed here if what follows fails
+            on_gpu = isinstance(extractor, GpuFeatureExtractor)
+            self._gpu = extractor.gpu if isinstance(extractor, GpuFeatureExtractor) else self._own.enter_context(Gpu())
+            self._twin = self._own.enter_context(CudaLDKNN(ldknn, judged, pooling, gpu=self._gpu))
+            if on_gpu:
+                self._repeated = Repeated(self._gpu, self._enqueue)
+            self._own = self._own.pop_all()
+
+    def score(self, tensor: Floats) -> Score:
+        """Score a preprocessed image, float32 (1, 3, h, w). Raises EngineError."""
+        if self._repeated is None or not isinstance(self._extractor, GpuFeatureExtractor):
+            return self.judge(self._extractor.extract(tensor))
         self._extractor.give(tensor)
-        if self._at != self._twin.queries:  # the search has moved its memory, which what was recorded writes to
-            self._repeated.close()
-            self._repeated, self._at = Repeated(self._extractor.gpu, self._enqueue), self._twin.queries
         self._repeated.enqueue()
-        self._extractor.gpu.wait()
-        scores, maps = self._twin.result()
-        return float(scores[0]), maps[0]
+        self._gpu.wait()
+        return _answer(*self._twin.result())
+
+    def judge(self, embeddings: Floats) -> Score:
+        """Score an image by its embeddings, float32 (patches, d). Raises EngineError."""
+        return _answer(*self._twin.images(embeddings))
 
     def close(self) -> None:
-        """Release the search; may be called twice."""
-        self._repeated.close()
-        self._twin.close()
+        """Give the GPU's memory back; may be called twice."""
+        if self._repeated is not None:
+            self._repeated.close()
+        self._own.close()
 
     def _enqueue(self) -> None:
+        assert isinstance(self._extractor, GpuFeatureExtractor)
         self._extractor.enqueue(self._twin.queries)
         self._twin.enqueue()
+
+
+def _answer(scores: Floats, maps: Floats) -> Score:
+    patches = maps.ravel()
+    return Score(float(scores[0]), lambda: patches)

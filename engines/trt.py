@@ -6,6 +6,7 @@ is checked, and what it logged is in the error.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import threading
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from engines import EngineError
+from engines.bundle import Bundle
 from engines.cuda import Gpu, Repeated
+from engines.engine_file import Target, read_engine
 
 _OLDEST = (10, 3)  # of TensorRT: JetPack 6.2's
 _SAID = 5  # last lines of its log in an error
@@ -70,6 +73,54 @@ def load_tensorrt(backend: str) -> TensorRT:
         raise EngineError(f"TensorRT {version}, expected {'.'.join(map(str, _OLDEST))} or newer; use JetPack 6.2 or newer")
     log: list[str] = []
     return TensorRT(backend, module, version, log, _make_logger(module, log))
+
+
+def open_tensorrt(bundle: Bundle, *, precision: str, threads: int) -> TensorRTExtractor:
+    """Load the engine that was built for a bundle on this machine; TensorRT has no use for `threads`. Raises EngineError."""
+    return _open_bundle(bundle, "tensorrt", precision)
+
+
+def open_tensorrt_rtx(bundle: Bundle, *, precision: str, threads: int) -> TensorRTExtractor:
+    """As `open_tensorrt`, in TensorRT for RTX."""
+    return _open_bundle(bundle, "tensorrt-rtx", precision)
+
+
+def target_of(bundle: Bundle, runtime: TensorRT, gpu: Gpu, precision: str) -> Target:
+    """What an engine for a bundle on this machine is right for."""
+    return Target(
+        bundle=bundle.digest,
+        precision=precision,
+        backend=runtime.backend,
+        version=runtime.version,
+        gpu=gpu.name,
+        capability=gpu.capability,
+    )
+
+
+def _open_bundle(bundle: Bundle, backend: str, precision: str) -> TensorRTExtractor:
+    graph = bundle.graph(precision)
+    runtime = load_tensorrt(backend)
+    with contextlib.ExitStack() as opened:  # the extractor's, once there is one
+        gpu = opened.enter_context(Gpu())
+        engine = read_engine(bundle.path, target_of(bundle, runtime, gpu, precision), graph)
+        opened.pop_all()
+    return make_trt_extractor(bundle, runtime, gpu, engine.plan, engine.record.sha256, precision)
+
+
+def make_trt_extractor(
+    bundle: Bundle, runtime: TensorRT, gpu: Gpu, plan: bytes, sha256: str, precision: str
+) -> TensorRTExtractor:
+    """Load an engine of a bundle's graph; the GPU is the extractor's from now on. Raises EngineError."""
+    method = bundle.manifest.method
+    return TensorRTExtractor(
+        runtime,
+        plan,
+        gpu,
+        precision=precision,
+        engine_digest=sha256,
+        input_shape=(1, 3, *bundle.manifest.input.size),
+        output_shape=(method.grid[0] * method.grid[1], method.dim),
+    )
 
 
 class TensorRTExtractor:
@@ -221,7 +272,7 @@ def _make_logger(module: Any, lines: list[str]) -> Any:
         module.ILogger.WARNING: "warning",
     }
 
-    class Log(module.ILogger):  # type: ignore[misc, name-defined]
+    class Log(module.ILogger):
         def __init__(self) -> None:
             module.ILogger.__init__(self)
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from engines import EngineError
-from engines.bundle import Golden, ProvisionalThreshold
+from engines.bundle import Golden, Manifest, ProvisionalThreshold
 from engines.inspector import Scorer
 from engines.ldknn import Progress
 
@@ -26,9 +26,10 @@ class GoldenRow:
 
 @dataclass(frozen=True)
 class GoldenResult:
-    """All golden images re-run."""
+    """All golden images re-run; `tolerance` is how far a score may be off, in spreads of normal scores."""
 
     rows: tuple[GoldenRow, ...]
+    tolerance: float = TOLERANCE
 
     @property
     def flips(self) -> int:
@@ -44,17 +45,35 @@ class GoldenResult:
     @property
     def passed(self) -> bool:
         """No decision flips and no score is off by more than the tolerance; NaN fails."""
-        return self.flips == 0 and self.max_difference <= TOLERANCE
+        return self.flips == 0 and self.max_difference <= self.tolerance
 
     def __str__(self) -> str:
         return (
             f"{len(self.rows)} golden images: {self.flips} decision flips, largest score difference"
-            f" {self.max_difference:.2g} of the spread of normal scores (at most {TOLERANCE:g})"
+            f" {self.max_difference:.2g} of the spread of normal scores (at most {self.tolerance:.2g})"
         )
 
 
+def allowed_difference(manifest: Manifest, precision: str) -> float:
+    """How far a score in this precision may be from the promised one, in spreads of normal scores.
+
+    The promise is fp32's. Another precision was off by its `max_difference` where the bundle was made, and rounding on
+    another processor comes on top, as it does for fp32.
+    """
+    variant = manifest.variant(precision)
+    if variant is None or variant.max_difference is None:
+        return TOLERANCE
+    return TOLERANCE + variant.max_difference
+
+
 def verify_golden(
-    scorer: Scorer, golden: Golden, threshold: ProvisionalThreshold | None, spread: float, progress: Progress | None = None
+    scorer: Scorer,
+    golden: Golden,
+    threshold: ProvisionalThreshold | None,
+    spread: float,
+    progress: Progress | None = None,
+    *,
+    tolerance: float = TOLERANCE,
 ) -> GoldenResult:
     """Score the golden images and compare with what the bundle says.
 
@@ -64,6 +83,7 @@ def verify_golden(
         threshold: the provisional threshold at which a flip is counted; without one only differences count.
         spread: standard deviation of normal scores.
         progress: called with (done, total).
+        tolerance: spreads that a score may be off; see `allowed_difference`.
 
     Raises:
         EngineError: no golden images, or an image or the backend failed.
@@ -77,4 +97,4 @@ def verify_golden(
         rows.append(GoldenRow(name, float(expected), got, abs(got - float(expected)) / spread, flipped))
         if progress is not None:
             progress(number, len(golden.images))
-    return GoldenResult(tuple(rows))
+    return GoldenResult(tuple(rows), tolerance)

@@ -90,7 +90,7 @@ def test_round_trip(tmp_path: Path) -> None:
     bundle = load_bundle(tmp_path / "bundle")
     assert bundle.digest == digest == hashlib.sha256((tmp_path / "bundle" / MANIFEST).read_bytes()).hexdigest()
     assert bundle.path == tmp_path / "bundle"
-    assert bundle.features == feature_graph((64, 96))
+    assert bundle.graph("fp32") == feature_graph((64, 96))
     np.testing.assert_array_equal(bundle.bank.rows, cells(100, (1, 2, 3)))
     np.testing.assert_array_equal(bundle.bank.density, density)
     assert bundle.bank.patch.tolist() == [0, 1]

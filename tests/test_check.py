@@ -175,7 +175,7 @@ def test_rounding_within_the_tolerance_is_no_fault(config: Path) -> None:
 
 
 def test_golden_images_that_cannot_be_decoded_are_a_fault(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: object) -> None:
+    def refuse(*args: object, **named: object) -> None:
         raise StationError("golden-0.png: corrupt")
 
     monkeypatch.setattr(check_module, "verify_golden", refuse)

@@ -73,7 +73,7 @@ def write_tiny_bundle_scored_by_another_bank(path: Path) -> Path:
         threshold=made.manifest.threshold,
         golden_check=made.manifest.golden,
         provenance=made.manifest.provenance,
-        features=made.features,
+        features=made.graph("fp32"),
         bank=bank,
         mask=None,
         golden=Golden(("part",), (flat(128),), np.zeros(1)),

@@ -364,7 +364,7 @@ def test_the_same_seed_gives_the_same_bank_bit_for_bit_and_another_another(fitte
     _, again, _ = run(fitted.data, tmp_path / "again")
     for name in ("rows", "density", "image", "patch"):
         assert np.array_equal(getattr(again.bank, name), getattr(fitted.bundle.bank, name))
-    assert again.features == fitted.bundle.features
+    assert again.graph("fp32") == fitted.bundle.graph("fp32")
     assert again.manifest.threshold == fitted.bundle.manifest.threshold
     assert np.array_equal(again.golden().scores, fitted.bundle.golden().scores)
     other = open_product(settings_for(fitted.data, seed=1), Talk().console)
@@ -678,7 +678,7 @@ _INTERRUPTED = """
 @pytest.mark.parametrize("when", ["training", "writing"])
 def test_an_old_bundle_stays_on_ctrl_c(fitted: Fitted, few: Path, tmp_path: Path, when: str) -> None:
     out, before = old_bundle(fitted, tmp_path)
-    (tmp_path / "graph.onnx").write_bytes(fitted.bundle.features)
+    (tmp_path / "graph.onnx").write_bytes(fitted.bundle.graph("fp32"))
     words = f"fit --data {few} --out {out} --weights none --size 64 --coreset 0.1 --device cpu".split()
     program = [sys.executable, "-c", textwrap.dedent(_INTERRUPTED), when, str(tmp_path / "graph.onnx"), *words]
     done = subprocess.run(program, capture_output=True, text=True, timeout=300, check=False)

@@ -54,7 +54,7 @@ def test_a_corrupt_graph_is_refused(bundle: Bundle, kind: str) -> None:
     whole = feature_graph()
     graph = {"empty": b"", "text": b"nonsense" * 100, "half": whole[:100], "without its tail": whole[:-40]}[kind]
     with pytest.raises(EngineError, match="ONNX Runtime refuses the feature graph"):
-        make_extractor(replace(bundle, features=graph))
+        make_extractor(replace(bundle, graphs={"fp32": graph}))
 
 
 @pytest.mark.parametrize(

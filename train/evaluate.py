@@ -91,6 +91,7 @@ def evaluate(
     dataset: Dataset,
     *,
     backend: str = "onnxruntime",
+    precision: str = "fp32",
     threads: int = 0,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -99,7 +100,7 @@ def evaluate(
     Args:
         bundle: what is judged; K, metric and pooling are its own, for the baselines too.
         dataset: its test images, good and defective.
-        backend, threads: see `make_extractor`.
+        backend, precision, threads: see `make_extractor`.
         progress: called with (done, total); the unit is about one patch searched for in the bank.
 
     Raises:
@@ -124,7 +125,7 @@ def evaluate(
     maps = {name: np.empty((len(samples), *method.grid), np.float32) for name in METHODS}
     truths: list[Truth | None] = []
     learnt_from, trained_on = bundle.learnt_from(), 0
-    with Inspector(bundle, backend, threads=threads) as inspector:
+    with Inspector(bundle, backend, precision=precision, threads=threads) as inspector:
         judged = _judged_pixels(inspector)
         for number, sample in enumerate(samples):
             image = sample.image()
