@@ -15,11 +15,12 @@ import numpy as np
 from engines import EngineError, console
 from engines.atomic import write_file
 from engines.bench import bench
+from engines.build import build_engine
 from engines.bundle import PRECISIONS, Adaptation, Bundle, Choice, Variant, load_bundle
-from engines.extractors import backends
 from engines.images import encode_png, list_images, read_image
 from engines.inspector import Inspector, anomaly_map, overlay
-from engines.verify import allowed_difference, verify_golden
+from engines.options import add_running, open_inspector
+from engines.verify import GoldenResult, allowed_difference, verify_golden
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,6 +35,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     score.add_argument("images", nargs="+", type=Path, help="image files or folders")
     score.add_argument("--json", action="store_true", help="print JSON lines")
     score.add_argument("--heatmaps", type=Path, metavar="DIR", help="write an overlay for each image")
+    build = _command(
+        commands,
+        "build",
+        _build,
+        "compile the bundle for this machine's GPU; exit 1 if it scores wrongly",
+        backend=False,
+    )
+    build.add_argument("--backend", default="tensorrt", choices=("tensorrt", "tensorrt-rtx"), help="default: %(default)s")
+    build.add_argument("--precision", default="fp16", choices=PRECISIONS, help="default: %(default)s")
+    build.add_argument(
+        "--workspace-mb", type=console.positive_int, metavar="MB", help="memory to try kernels with (default: TensorRT's own)"
+    )
+    build.add_argument("--timing-cache", type=Path, metavar="FILE", help="makes the next build faster; made if not there")
     timing = _command(commands, "bench", _bench, "time each stage on this machine")
     timing.add_argument("--repeats", default=100, type=console.positive_int, help="default: %(default)s")
     timing.add_argument("--json", type=Path, metavar="FILE", help="write the figures too")
@@ -45,16 +59,13 @@ def _command(commands, name: str, function, text: str, *, backend: bool = True) 
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     parser.add_argument("--bundle", required=True, type=Path, help="folder that `train fit` wrote")
     if backend:
-        parser.add_argument("--backend", default="onnxruntime", choices=backends(), help="default: %(default)s")
-        parser.add_argument("--precision", default="fp32", choices=PRECISIONS, help="default: %(default)s")
-        parser.add_argument("--threads", default=0, type=console.count, help="CPU threads; 0 is one a core")
+        add_running(parser)
     parser.set_defaults(run=function)
     return parser
 
 
 def _open(arguments: argparse.Namespace) -> Inspector:
-    bundle = load_bundle(arguments.bundle)
-    return Inspector(bundle, arguments.backend, precision=arguments.precision, threads=arguments.threads)
+    return open_inspector(load_bundle(arguments.bundle), arguments)
 
 
 def _info(arguments: argparse.Namespace) -> int:
@@ -120,6 +131,28 @@ def _adaptation_rows(record: Adaptation | None) -> list[tuple[str, str]]:
     ]
 
 
+def _build(arguments: argparse.Namespace) -> int:
+    bundle = load_bundle(arguments.bundle)
+    console.say(f"building {arguments.precision} with {arguments.backend}: this takes minutes on a small GPU")
+    with console.progress("golden images") as advance:
+        result = build_engine(
+            bundle,
+            arguments.backend,
+            arguments.precision,
+            workspace_mb=arguments.workspace_mb,
+            timing_cache=arguments.timing_cache,
+            progress=advance,
+        )
+    record = result.record
+    console.say(f"built in {record.seconds:.0f} s for {record.target.gpu}, {record.target.backend} {record.target.version}")
+    _show_golden(result.golden)
+    if result.folder is None:
+        console.say("not installed; build it in another precision")
+        return console.NO
+    console.say(f"wrote {result.folder}")
+    return console.DONE
+
+
 def _verify(arguments: argparse.Namespace) -> int:
     with _open(arguments) as inspector, console.progress("golden images") as advance:
         manifest = inspector.bundle.manifest
@@ -131,13 +164,17 @@ def _verify(arguments: argparse.Namespace) -> int:
             advance,
             tolerance=allowed_difference(manifest, inspector.extractor.precision),
         )
+    _show_golden(result)
+    return console.DONE if result.passed else console.NO
+
+
+def _show_golden(result: GoldenResult) -> None:
     rows = [
         (row.name, f"{row.expected:.6g}", f"{row.got:.6g}", f"{row.difference:.1e}", "FLIP" if row.flipped else "")
         for row in result.rows
     ]
     console.table("golden images", ("image", "expected", "got", "difference / spread", "decision"), rows)
     console.say(f"{'passed' if result.passed else 'FAILED'}: {result}")
-    return console.DONE if result.passed else console.NO
 
 
 def _score(arguments: argparse.Namespace) -> int:

@@ -37,7 +37,8 @@ class FakeDriver(ModuleType):
     def __init__(self, kernels: ctypes.CDLL, multiprocessors: int) -> None:
         super().__init__("pycuda.driver")
         self.kernels = kernels
-        self.pushed, self.allocations, self.staged, self.open, self.copies = 0, 0, 0, 0, 0
+        self.pushed, self.allocations, self.staged, self.open = 0, 0, 0, 0
+        self.copied: list[int] = []  # bytes of each copy in the stream, when it ran
         self.memory: dict[int, npt.NDArray] = {}
         self.failing: str | None = None
         self.integrated = False
@@ -124,10 +125,10 @@ class FakeDriver(ModuleType):
             return np.full(shape, np.nan, kind)
         assert self.integrated
         assert mem_flags == self.host_alloc_flags.DEVICEMAP
-        room = np.full(shape, np.nan, kind)
-        mapped = room.view(_Mapped)
-        mapped.room = room
-        return mapped
+        bytes_of = int(np.prod(shape)) * np.dtype(kind).itemsize
+        room = np.full(bytes_of + 4096, 0xFF, np.uint8)  # NaN, and aligned to pages below
+        start = -room.ctypes.data % 4096
+        return room[start : start + bytes_of].view(kind).reshape(shape).view(_Mapped)
 
     def memcpy_htod(self, address: int, array: npt.NDArray) -> None:
         self.called("memcpy_htod")
@@ -137,23 +138,26 @@ class FakeDriver(ModuleType):
     def memcpy_htod_async(self, address: int, array: npt.NDArray, stream: Any) -> None:
         self.called("memcpy_htod_async")
         assert array.flags.c_contiguous
-        self.copies += 1
-        self.into_stream(lambda: ctypes.memmove(address, array.ctypes.data, array.nbytes))  # type: ignore[arg-type]
+        self._copy(address, array.ctypes.data, array.nbytes)
 
     def memcpy_dtoh_async(self, array: npt.NDArray, address: int, stream: Any) -> None:
         self.called("memcpy_dtoh_async")
-        self.copies += 1
-        self.into_stream(lambda: ctypes.memmove(array.ctypes.data, address, array.nbytes))  # type: ignore[arg-type]
+        self._copy(array.ctypes.data, address, array.nbytes)
+
+    def _copy(self, target: int, source: int, size: int) -> None:
+        def work() -> None:
+            ctypes.memmove(target, source, size)
+            self.copied.append(size)
+
+        self.into_stream(work)
 
 
 class _Mapped(np.ndarray):
     """Page-locked memory that the GPU reaches too: its `base` tells where, as PyCUDA's does."""
 
-    room: npt.NDArray
-
     @property
     def base(self) -> Any:  # type: ignore[override]
-        return SimpleNamespace(get_device_pointer=lambda: self.room.ctypes.data)
+        return SimpleNamespace(get_device_pointer=lambda: self.ctypes.data)
 
 
 class FakeLibrary:

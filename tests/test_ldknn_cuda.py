@@ -348,7 +348,8 @@ def test_what_a_gpu_shares_with_the_machine_is_not_copied(integrated: bool, driv
     driver.integrated = integrated
     with twin_of(search, ALL) as twin:
         assert agrees(search, queries, twin.map(queries).ravel())
-        assert driver.copies == (1 if integrated else 3)  # the embeddings are read more than once, and go to the GPU
+        answers = [] if integrated else [PATCHES * 4, 4]
+        assert driver.copied == [queries.nbytes, *answers]  # the embeddings are read more than once, and go to the GPU
 
 
 def test_embeddings_that_are_there_already_are_searched(driver: FakeDriver) -> None:
