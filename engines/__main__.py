@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
 from engines import EngineError, console
 from engines.atomic import write_file
-from engines.bench import bench
+from engines.bench import ALONE, bench
 from engines.build import build_engine
 from engines.bundle import PRECISIONS, Adaptation, Bundle, Choice, Variant, load_bundle
+from engines.extractors import backends
 from engines.images import encode_png, list_images, read_image
 from engines.inspector import Inspector, anomaly_map, overlay
 from engines.options import add_running, open_inspector
+from engines.search import SEARCHES
 from engines.verify import GoldenResult, allowed_difference, verify_golden
 
 
@@ -50,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     build.add_argument("--timing-cache", type=Path, metavar="FILE", help="makes the next build faster; made if not there")
     timing = _command(commands, "bench", _bench, "time each stage on this machine")
     timing.add_argument("--repeats", default=100, type=console.positive_int, help="default: %(default)s")
+    timing.add_argument("--every", action="store_true", help="time all there is here, whatever is chosen above")
     timing.add_argument("--json", type=Path, metavar="FILE", help="write the figures too")
     arguments = parser.parse_args(argv)
     return console.run_door(arguments.run, arguments)
@@ -217,17 +222,58 @@ def _colour_range(inspector: Inspector) -> tuple[float, float]:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
+    if arguments.every:
+        return _bench_every(arguments)
     with _open(arguments) as inspector, console.progress("timing") as advance:
         result = bench(inspector, arguments.repeats, advance)
     rows = [(stage, *(f"{figures[name]:.2f}" for name in ("p50", "p95", "p99"))) for stage, figures in result.stages_ms.items()]
     console.table(f"{result.title}", ("stage, ms", "p50", "p95", "p99"), rows)
     sizes = [(f"{one.rows:,}", f"{one.p50:.2f}", f"{one.p95:.2f}") for one in result.search]
-    console.table("LDKNN by size of bank, ms", ("rows", "p50", "p95"), sizes)
+    console.table("LDKNN on the CPU by size of bank, ms", ("rows", "p50", "p95"), sizes)
     console.say(f"{result.images_per_second:.1f} images per second; total is {result.ratio:.2f} times the features alone")
+    if result.watts is not None:
+        console.say(f"{result.watts:.1f} W while it scored")
     console.say(f"on {result.machine}")
-    if arguments.json is not None:
-        write_file(arguments.json, (json.dumps(result.as_dict(), indent=1) + "\n").encode())
+    _write_figures(arguments.json, result.as_dict())
     return console.DONE
+
+
+def _bench_every(arguments: argparse.Namespace) -> int:
+    """Time every backend, precision and place of the search that this machine and the bundle have, and say what they lack."""
+    bundle = load_bundle(arguments.bundle)
+    results, missing = [], {}
+    for backend, precision, search in itertools.product(backends(), bundle.graphs, SEARCHES):
+        name = f"{backend} {precision}, search on the {search.upper()}"
+        try:
+            opened = Inspector(bundle, backend, precision=precision, threads=arguments.threads, search=search)
+        except EngineError as error:
+            missing[name] = str(error)
+            continue
+        with opened as inspector, console.progress(name) as advance:
+            results.append(bench(inspector, arguments.repeats, advance))
+    for name, reason in missing.items():
+        console.say(f"{name}: not timed: {reason}")
+    rows = [
+        (
+            f"{one.backend} {one.precision}",
+            one.searched_on.upper(),
+            f"{one.stages_ms[ALONE]['p50']:.2f}",
+            *(f"{one.stages_ms['total'][quantile]:.2f}" for quantile in ("p50", "p95", "p99")),
+            f"{one.images_per_second:.1f}",
+            "" if one.watts is None else f"{one.watts:.1f}",
+        )
+        for one in results
+    ]
+    columns = ("network", "search on", "features p50, ms", "total p50, ms", "p95", "p99", "images/s", "W")
+    console.table(f"{len(bundle.bank.rows)} bank rows", columns, rows)
+    console.say(f"on {results[0].machine}" if results else "nothing could be timed")
+    _write_figures(arguments.json, {"timed": [one.as_dict() for one in results], "missing": missing})
+    return console.DONE if results else console.NO
+
+
+def _write_figures(path: Path | None, figures: dict[str, Any]) -> None:
+    if path is not None:
+        write_file(path, (json.dumps(figures, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -276,3 +276,28 @@ def test_the_door_names_what_is_missing(bundle: Bundle, capsys: pytest.CaptureFi
     with pytest.raises(SystemExit) as left:
         main(["build", "--bundle", str(bundle.path), "--backend", "onnxruntime"])
     assert left.value.code == 2
+
+
+def test_bench_times_all_there_is_and_says_what_is_missing(
+    bundle: Bundle, tensorrt: FakeTensorRT, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build_engine(bundle, "tensorrt", "fp32")
+    figures = tmp_path / "figures.json"
+    assert main(["bench", "--bundle", str(bundle.path), "--every", "--repeats", "2", "--json", str(figures)]) == 0
+    found = json.loads(figures.read_text())
+    timed = [(one["backend"], one["precision"], one["searched_on"]) for one in found["timed"]]
+    assert timed == [
+        ("onnxruntime", "fp32", "cpu"),
+        ("onnxruntime", "fp32", "gpu"),
+        ("tensorrt", "fp32", "cpu"),
+        ("tensorrt", "fp32", "gpu"),
+    ]
+    assert all(one["images_per_second"] > 0 for one in found["timed"])
+    assert set(found["missing"]) == {
+        f"{backend} fp32, search on the {search}"
+        for backend in ("onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt-rtx")
+        for search in ("CPU", "GPU")
+    }
+    said = capsys.readouterr().out
+    assert "not timed: " in said
+    assert "tensorrt fp32" in said
