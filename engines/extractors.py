@@ -69,7 +69,5 @@ def make_extractor(
     if backend not in _BACKENDS:
         raise EngineError(f"backend '{backend}', expected one of: {', '.join(_BACKENDS)}")
     module, name = _BACKENDS[backend]
-    extractor: FeatureExtractor = getattr(importlib.import_module(module), name)(
-        bundle, precision=precision, threads=threads
-    )
+    extractor: FeatureExtractor = getattr(importlib.import_module(module), name)(bundle, precision=precision, threads=threads)
     return extractor
