@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from calibration.defects import MAKERS
 from engines import console
 from engines.atomic import write_file
-from engines.bundle import PRECISIONS, Precision, Variant, load_bundle
+from engines.bundle import PRECISIONS, Precision, load_bundle
 from engines.extractors import backends
 from engines.preprocess import Roi
 from train import TrainError
@@ -370,22 +370,13 @@ def _export(arguments: argparse.Namespace) -> int:
     from train.variants import export
 
     result = export(arguments.bundle, arguments.data, arguments.out, arguments.precisions, _talk(), arguments.layout)
-    console.table("precisions, held against fp32", ("precision", "images", "difference", "flips", ""), _rows(result.variants))
+    console.table(
+        "precisions, held against fp32",
+        ("precision", "images", "difference", "flips", ""),
+        [one.cells() for one in result.variants],
+    )
     console.say(f"wrote {result.path} (digest {result.digest[:12]}); a difference is in spreads of normal scores")
     return console.DONE
-
-
-def _rows(variants: Sequence[Variant]) -> list[tuple[str, int, str, int, str]]:
-    return [
-        (
-            variant.precision,
-            variant.images,
-            "-" if variant.max_difference is None else f"{variant.max_difference:.2g}",
-            variant.flips,
-            "offered" if variant.reason is None else f"not offered: {variant.reason}",
-        )
-        for variant in variants
-    ]
 
 
 def _say_choice(scoring: Scoring) -> None:

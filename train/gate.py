@@ -75,7 +75,7 @@ def gate_images(
         # the kinds take turns too, and each should meet each offset
         offset = OFFSETS[(number + number // len(OFFSETS)) % len(OFFSETS)]
         strength, _ = tune(fade.apply, score, threshold + offset * spread, CLEARANCE / 2 * spread)
-        chosen.append(Candidate(f"{normals[index].path.name} {kind} {strength:.3f}", fade.apply(strength)))
+        chosen.append(Candidate(f"{normals[index].path.name} defect {number}, {kind} {strength:.3f}", fade.apply(strength)))
         if progress is not None:
             progress(number + 1, DEFECTS)
     return tuple(chosen)

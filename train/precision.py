@@ -40,6 +40,8 @@ def convert(graph: bytes, precision: Precision, tensors: Iterable[npt.NDArray[np
         model = onnx.load_from_string(graph)
         if precision == "fp16":
             converted = convert_float_to_float16(model, keep_io_types=True)
+            _sort(converted.graph)  # the converter appends its casts
+            onnx.checker.check_model(converted)
             return bytes(converted.SerializeToString())
         if precision in ("int8", "int8-cpu"):
             return _quantise(model, symmetric=precision == "int8", tensors=tensors)
@@ -104,6 +106,21 @@ def _kept_in_float(nodes: Sequence[onnx.NodeProto]) -> list[str]:
 
 def _groups(node: onnx.NodeProto) -> int:
     return next((int(item.i) for item in node.attribute if item.name == "group"), 1)
+
+
+def _sort(graph: onnx.GraphProto) -> None:
+    """Put nodes after those whose results they read, as ONNX demands."""
+    made_here = {name for node in graph.node for name in node.output}
+    waiting, ready, done = list(graph.node), [], set[str]()
+    while waiting:
+        now = [node for node in waiting if all(name in done or name not in made_here for name in node.input)]
+        if not now:
+            raise TrainError("the nodes of the converted graph read each other in a ring; check the version of onnxruntime")
+        ready += now
+        done.update(name for node in now for name in node.output)
+        waiting = [node for node in waiting if not set(node.output) <= done]
+    del graph.node[:]
+    graph.node.extend(ready)
 
 
 def _drop_needless(graph: onnx.GraphProto) -> None:
