@@ -18,7 +18,7 @@ from engines import EngineError, console
 from engines.atomic import write_file
 from engines.bench import ALONE, bench
 from engines.build import build_engine
-from engines.bundle import PRECISIONS, Adaptation, Bundle, Choice, Variant, load_bundle
+from engines.bundle import PRECISIONS, Adaptation, Bundle, Choice, load_bundle
 from engines.extractors import backends
 from engines.images import encode_png, list_images, read_image
 from engines.inspector import Inspector, anomaly_map, overlay
@@ -110,14 +110,13 @@ def _info_rows(bundle: Bundle) -> list[tuple[str, str]]:
         ),
         ("spread of normal scores", f"{manifest.golden.spread:.6g}"),
         ("golden images", f"{manifest.golden.images}, export differs by {manifest.golden.max_difference:.1e} of the spread"),
-        *((f"precision {variant.precision}", _variant_row(variant)) for variant in manifest.variants),
+        *(_variant_row(*variant.cells()) for variant in manifest.variants),
     ]
 
 
-def _variant_row(variant: Variant) -> str:
-    if variant.reason is not None:
-        return f"not offered: {variant.reason}"
-    return f"offered; on {variant.images} images scores differ by {variant.max_difference:.2g} of the spread, no flips"
+def _variant_row(precision: str, images: str, difference: str, flips: str, verdict: str) -> tuple[str, str]:
+    measured = f"scores differ by {difference} of the spread at most and {flips} decisions flip, on {images} images"
+    return f"precision {precision}", f"{verdict}; {measured}"
 
 
 def _choice_row(choice: Choice | None) -> str:

@@ -115,6 +115,12 @@ class Variant(Record):
             raise ValueError(f"{self.precision} is offered with {self.flips} flips, difference {self.max_difference}")
         return self
 
+    def cells(self) -> tuple[str, ...]:
+        """For a table: precision, images, largest difference, flips, and whether it is offered, with the reason why not."""
+        difference = "-" if self.max_difference is None else f"{self.max_difference:.2g}"
+        verdict = "offered" if self.reason is None else f"not offered: {self.reason}"
+        return self.precision, str(self.images), difference, str(self.flips), verdict
+
 
 class ImageRecord(Record):
     """One training image: its name below the data folder, the digest of its pixels, and what it was used for."""

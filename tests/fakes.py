@@ -11,11 +11,12 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from calibration.defects import Defect, Mask
 from calibration.record import Calibration, save_calibration
@@ -36,6 +37,7 @@ from engines.bundle import (
     Provenance,
     ProvisionalThreshold,
     Tried,
+    Variant,
     load_bundle,
     make_preprocessor,
     write_bundle,
@@ -119,11 +121,18 @@ class FakeExtractor:
         self.closed = True
 
 
-def feature_graph(size: tuple[int, int] = (64, 64)) -> bytes:
-    """The tiny network as ONNX: float32 (1, 3, h, w) to float32 (patches, 3), patches row by row."""
+def feature_graph(size: tuple[int, int] = (64, 64), *, convolution: bool = False) -> bytes:
+    """The tiny network as ONNX: float32 (1, 3, h, w) to float32 (patches, 3), patches row by row.
+
+    It averages by pooling, or by a convolution, which can be quantised.
+    """
     patches = int(np.prod(grid_of(size)))
+    square = {"kernel_shape": [CELL_PX] * 2, "strides": [CELL_PX] * 2}
+    kernel = np.eye(DIM, dtype=np.float32)[:, :, None, None] * np.ones((CELL_PX, CELL_PX), np.float32) / CELL_PX**2
     nodes = [
-        helper.make_node("AveragePool", ["image"], ["means"], kernel_shape=[CELL_PX] * 2, strides=[CELL_PX] * 2),
+        helper.make_node("Conv", ["image", "kernel"], ["means"], **square)
+        if convolution
+        else helper.make_node("AveragePool", ["image"], ["means"], **square),
         helper.make_node("Transpose", ["means"], ["last"], perm=[0, 2, 3, 1]),
         helper.make_node("Reshape", ["last", "shape"], ["embeddings"]),
     ]
@@ -132,7 +141,10 @@ def feature_graph(size: tuple[int, int] = (64, 64)) -> bytes:
         "tiny",
         [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, *size])],
         [helper.make_tensor_value_info("embeddings", TensorProto.FLOAT, [patches, DIM])],
-        [helper.make_tensor("shape", TensorProto.INT64, [2], [patches, DIM])],
+        [
+            helper.make_tensor("shape", TensorProto.INT64, [2], [patches, DIM]),
+            *([numpy_helper.from_array(kernel, "kernel")] if convolution else []),
+        ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model)
@@ -159,6 +171,9 @@ def write_tiny_bundle(
     spread: float = 0.1,
     adaptation: Adaptation | None = None,
     choice: Choice | None = None,
+    graph: bytes | None = None,
+    variants: tuple[Variant, ...] = (),
+    graphs: Mapping[str, bytes] = MappingProxyType({}),
 ) -> str:
     """Write a bundle of the tiny network and return its digest.
 
@@ -177,6 +192,8 @@ def write_tiny_bundle(
         golden: golden images; a flat one of grey 128 unless given. Their scores are computed by `FakeExtractor`.
         spread: standard deviation of normal scores that the manifest states.
         adaptation, choice: how the backbone was adapted and alpha chosen, as the provenance has it.
+        graph: its float32 feature graph; `feature_graph` unless given.
+        variants, graphs: further precisions, and the graphs of those that are offered.
     """
     if frame_size is None and mask is not None:
         frame_size = (mask.shape[0], mask.shape[1])
@@ -194,7 +211,7 @@ def write_tiny_bundle(
         threshold=None if threshold is None else ProvisionalThreshold(value=threshold, n=50, rate=0.01),
         golden_check=GoldenCheck(images=len(pictures), spread=spread, max_difference=0.0, flips=0),
         provenance=tiny_provenance(normals, adaptation, choice),
-        features=feature_graph(size),
+        features=feature_graph(size) if graph is None else graph,
         bank=bank,
         mask=mask,
         golden=Golden(
@@ -202,6 +219,8 @@ def write_tiny_bundle(
             images=pictures,
             scores=np.array([scorer.score(picture).value for picture in pictures]),
         ),
+        variants=variants,
+        graphs=graphs,
     )
 
 

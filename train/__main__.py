@@ -1,4 +1,4 @@
-"""The train door: `python -m train sample|audit|defects|adapt|fit|evaluate|ablate|pretrain`."""
+"""The train door: `python -m train sample|audit|defects|adapt|fit|export|evaluate|ablate|pretrain`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from calibration.defects import MAKERS
 from engines import console
 from engines.atomic import write_file
-from engines.bundle import load_bundle
+from engines.bundle import PRECISIONS, Precision, load_bundle
 from engines.extractors import backends
 from engines.preprocess import Roi
 from train import TrainError
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from train.product import Console, Settings
     from train.select import Scoring
 
+MADE: tuple[Precision, ...] = ("fp16", "int8", "int8-cpu")  # precisions beside fp32
 BACKBONES = ("resnet18", "vgg11_bn", "wide_resnet50_2", "wide_resnet101_2")  # known before torch is imported
 
 
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_defects(commands)
     _add_adapt(commands)
     _add_fit(commands)
+    _add_export(commands)
     _add_evaluate(commands)
     _add_pretrain(commands)
     _add_ablate(commands)
@@ -71,6 +73,15 @@ def parse_counts(text: str) -> tuple[int, ...]:
     if re.fullmatch(r"\d+(,\d+)*", text, re.ASCII) is None:
         raise argparse.ArgumentTypeError(f"'{text}', expected numbers of images such as 1,2,5,10,20,50")
     return tuple(int(piece) for piece in text.split(","))
+
+
+def parse_precisions(text: str) -> tuple[Precision, ...]:
+    """argparse type: `fp16,int8`."""
+    pieces = text.split(",")
+    chosen = tuple(precision for precision in MADE if precision in pieces)
+    if len(chosen) < len(pieces):
+        raise argparse.ArgumentTypeError(f"'{text}', expected some of {','.join(MADE)}, each once")
+    return chosen
 
 
 def parse_roi(text: str) -> Roi:
@@ -119,7 +130,19 @@ def _add_fit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     fit.add_argument("--k", type=int, help="take the published density over K neighbours instead of the measured one")
     fit.add_argument("--alpha", type=float, help="weight of the density, 0 is plain NN (default: chosen on the good images)")
     fit.add_argument("--metric", default="sqeuclidean", choices=("sqeuclidean", "euclidean"), help="default: %(default)s")
+    fit.add_argument(
+        "--precisions", default=(), type=parse_precisions, metavar="P,P", help=f"offer too, of {','.join(MADE)} (default: none)"
+    )
     fit.set_defaults(run=_fit)
+
+
+def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    export = commands.add_parser("export", help="offer a bundle's network in further precisions")
+    export.add_argument("--bundle", required=True, type=Path, help="folder that `train fit` wrote")
+    _add_data(export)
+    export.add_argument("--out", required=True, type=Path, metavar="BUNDLE", help="folder to write; may be the same bundle")
+    export.add_argument("--precisions", default=MADE, type=parse_precisions, metavar="P,P", help=f"default: {','.join(MADE)}")
+    export.set_defaults(run=_export)
 
 
 def _add_defects(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -196,6 +219,7 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     evaluate.add_argument("--bundle", required=True, type=Path)
     _add_data(evaluate)
     evaluate.add_argument("--backend", default="onnxruntime", choices=backends(), help="default: %(default)s")
+    evaluate.add_argument("--precision", default="fp32", choices=PRECISIONS, help="default: %(default)s")
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write {method: {metric: {kind or 'all': value}}}")
     evaluate.add_argument("--report", type=Path, metavar="DIR", help="write an HTML page with plots and the worst misses")
     evaluate.set_defaults(run=_evaluate)
@@ -334,6 +358,24 @@ def _fit(arguments: argparse.Namespace) -> int:
         f" {golden.max_difference:.1e} of the spread of normal scores at most"
     )
     console.say(f"wrote {result.path} ({result.rows} rows, digest {result.digest[:12]})")
+    if arguments.precisions:
+        arguments.bundle = arguments.out
+        return _export(arguments)
+    console.say("the network is in fp32 alone; `train export` adds fp16 and int8, for faster stations")
+    return console.DONE
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    _need_extra()
+    from train.variants import export
+
+    result = export(arguments.bundle, arguments.data, arguments.out, arguments.precisions, _talk(), arguments.layout)
+    console.table(
+        "precisions, held against fp32",
+        ("precision", "images", "difference", "flips", ""),
+        [one.cells() for one in result.variants],
+    )
+    console.say(f"wrote {result.path} (digest {result.digest[:12]}); a difference is in spreads of normal scores")
     return console.DONE
 
 
@@ -368,7 +410,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     bundle, dataset = load_bundle(arguments.bundle), open_dataset(arguments.data, arguments.layout)
     console.say(f"data: {dataset.summary()}")
     with console.progress("evaluating") as advance:
-        evaluation = evaluate(bundle, dataset, backend=arguments.backend, progress=advance)
+        evaluation = evaluate(bundle, dataset, backend=arguments.backend, precision=arguments.precision, progress=advance)
     for note in evaluation.notes:
         console.warn(note)
     own = evaluation.metrics["ldknn"]

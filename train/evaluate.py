@@ -53,6 +53,7 @@ class Evaluation:
         metrics: method to metric to kind (or `all`) to value, 0 to 1. A kind is compared with all good images. What is
             undefined (no masks, say) is absent.
         notes: what a reader of the figures should know about the data, a sentence each.
+        precision: of the network that embedded the images.
     """
 
     samples: tuple[Sample, ...]
@@ -60,6 +61,7 @@ class Evaluation:
     maps: Mapping[str, npt.NDArray[np.float32]]
     metrics: Figures
     notes: tuple[str, ...]
+    precision: str
 
     def of_kind(self, kind: str) -> npt.NDArray[np.bool_]:
         """Which images are of a kind, bool (n,); `all` is every defective one."""
@@ -138,7 +140,7 @@ def evaluate(
     for number, name in enumerate(METHODS, start=1):
         figures[name] = _figures(samples, scores[name], maps[name], truths, judged)
         report(total - (len(METHODS) - number) * len(samples))
-    return Evaluation(samples, scores, maps, figures, _notes(dataset, truths, saturation, trained_on))
+    return Evaluation(samples, scores, maps, figures, _notes(dataset, truths, saturation, trained_on), precision)
 
 
 def to_json(evaluation: Evaluation) -> str:

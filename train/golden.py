@@ -17,7 +17,7 @@ Score = Callable[[Image], float]
 
 NORMALS, MARKED = 6, 6
 CLEARANCE = 0.1  # spreads: closer to the threshold, rounding on another processor would flip a sound station
-_OFFSETS = (0.25, -0.25, 0.5, -0.5, 1.0, 2.0)  # wanted distances of marked images from the threshold, in spreads
+OFFSETS = (0.25, -0.25, 0.5, -0.5, 1.0, 2.0)  # wanted distances of marked images from the threshold, in spreads
 _LARGE_PX = 4_000_000  # frames above this are kept in half the number, so that a bundle stays easy to copy
 
 
@@ -64,7 +64,7 @@ def choose_golden(
         mark = _Mark(sample.image(), roi, rng)
         strength, clear_of_it = 0.5, True
         if threshold is not None:
-            strength, got = _tune(mark, score, threshold + _OFFSETS[number] * spread, CLEARANCE / 2 * spread)
+            strength, got = tune(mark.apply, score, threshold + OFFSETS[number] * spread, CLEARANCE / 2 * spread)
             clear_of_it = abs(got - threshold) > CLEARANCE * spread
         if clear_of_it:
             chosen.append(Candidate(f"{sample.path.name} marked {strength:.3f}", mark.apply(strength)))
@@ -93,14 +93,14 @@ class _Mark:
         return marked
 
 
-def _tune(mark: _Mark, score: Score, target: float, close: float) -> tuple[float, float]:
-    """Bisect for the strength whose score comes within `close` of the target: the strength, and its score."""
+def tune(apply: Callable[[float], Image], score: Score, target: float, close: float) -> tuple[float, float]:
+    """Bisect for the strength, 0 to 1, whose score comes within `close` of the target: the strength, and its score."""
     low, high, strength = 0.0, 1.0, 0.5
-    got = score(mark.apply(strength))
+    got = score(apply(strength))
     for _ in range(7):
         if abs(got - target) <= close:
             break
         low, high = (strength, high) if got < target else (low, strength)
         strength = (low + high) / 2
-        got = score(mark.apply(strength))
+        got = score(apply(strength))
     return strength, got
