@@ -90,6 +90,7 @@ def test_it_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     monkeypatch.setattr(roofline, "BACKBONES", {"resnet18": spec})
     monkeypatch.setattr(roofline, "_GEMM", 128)
     monkeypatch.setattr(roofline, "_COPY", 2**16)
+    monkeypatch.setattr(roofline, "_TRIES", 2)
     assert roofline.main(["--quick", "--threads", "1", "--json", str(tmp_path / "out.json")]) == console.DONE
     figures = json.loads((tmp_path / "out.json").read_text())
     assert set(figures["floor_ms"]["resnet18"]) == {*(device.name for device in roofline.JETSONS), "this CPU"}
