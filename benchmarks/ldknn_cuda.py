@@ -22,6 +22,7 @@ import torch
 from engines import EngineError, console
 from engines.atomic import write_file
 from engines.bench import machine
+from engines.cuda import Gpu
 from engines.ldknn import LDKNN, Floats
 from engines.ldknn_cuda import CudaLDKNN
 
@@ -73,7 +74,7 @@ def _compare(count: int, images: int, repeats: int) -> dict[str, Any]:
     search = LDKNN(rows, rng.random(count).astype(np.float32), alpha=1.0)
     bank, embeddings = (torch.from_numpy(of).cuda() for of in (rows, queries))
     half_bank, half_norms = bank.half().T.contiguous(), bank.square().sum(dim=1)
-    with CudaLDKNN(search, np.ones(_GRID, bool)) as twin:
+    with Gpu() as gpu, CudaLDKNN(search, np.ones(_GRID, bool), gpu=gpu) as twin:
         _check(twin.images(queries)[1].ravel(), search.score(queries))
         return {
             "rows": count,

@@ -13,10 +13,9 @@ from calibration.fit import fit_calibration
 from calibration.record import save_calibration
 from calibration.threshold import check_enough
 from engines import EngineError, console
-from engines.bundle import PRECISIONS, load_bundle
-from engines.extractors import backends
+from engines.bundle import load_bundle
 from engines.images import list_images
-from engines.inspector import Inspector
+from engines.options import add_running, open_inspector
 
 _SHOWN = 3  # highest scores, for a person to look at
 _FAR = 3.0  # spreads of normal scores above the provisional threshold
@@ -33,9 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     fit.add_argument("--camera", default="camera-1", help="name of the camera (default: %(default)s)")
     fit.add_argument("--false-reject", default=0.01, type=float, metavar="RATE", help="rate to bound (default: %(default)s)")
     fit.add_argument("--out", required=True, type=Path, help="record to write, a .json file")
-    fit.add_argument("--backend", default="onnxruntime", choices=backends(), help="default: %(default)s")
-    fit.add_argument("--precision", default="fp32", choices=PRECISIONS, help="default: %(default)s")
-    fit.add_argument("--threads", default=0, type=console.count, help="CPU threads; 0 is one a core")
+    add_running(fit)
     fit.set_defaults(run=_fit)
     arguments = parser.parse_args(argv)
     return console.run_door(arguments.run, arguments)
@@ -49,7 +46,7 @@ def _fit(arguments: argparse.Namespace) -> int:
     scores: list[tuple[float, str]] = []
     bundle = load_bundle(arguments.bundle)
     with (
-        Inspector(bundle, arguments.backend, precision=arguments.precision, threads=arguments.threads) as inspector,
+        open_inspector(bundle, arguments) as inspector,
         console.progress("scoring") as advance,
     ):
         calibration = fit_calibration(

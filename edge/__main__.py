@@ -26,9 +26,9 @@ from edge.station import Station, Statistics
 from edge.verdict import Outcome, Verdict
 from edge.worker import InspectorThread
 from engines import __version__, console
-from engines.bundle import PRECISIONS, Bundle, load_bundle
-from engines.extractors import backends
+from engines.bundle import Bundle, load_bundle
 from engines.inspector import Inspector
+from engines.options import add_running
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,9 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     replay.add_argument("--realtime", action="store_true", help="trigger on that beat, whether the station keeps up or not")
     replay.add_argument("--deadline-ms", default=1000.0, type=console.positive_float, help="default: %(default)g")
     replay.add_argument("--journal", type=Path, metavar="FILE", help="default: journal.jsonl beside the calibration")
-    replay.add_argument("--backend", default="onnxruntime", choices=backends(), help="default: %(default)s")
-    replay.add_argument("--precision", default="fp32", choices=PRECISIONS, help="default: %(default)s")
-    replay.add_argument("--threads", default=0, type=console.count, help="CPU threads; 0 is one a core")
+    add_running(replay)
     replay.set_defaults(run=_replay)
     run = commands.add_parser("run", help="run the station that a configuration describes")
     run.add_argument("--config", required=True, type=Path, metavar="FILE")
@@ -70,6 +68,7 @@ def _replay(arguments: argparse.Namespace) -> int:
         backend=arguments.backend,
         precision=arguments.precision,
         threads=arguments.threads,
+        search=arguments.search,
         deadline_ms=arguments.deadline_ms,
         source=FolderSource(kind="replay", path=arguments.images, fps=(arguments.fps or 10) if arguments.realtime else None),
         rejector=DryRun(kind="dry-run"),
@@ -140,7 +139,7 @@ def _inspect(config: StationConfig, calibration: Calibration) -> int:
 
 
 def _open_trusted(bundle: Bundle, config: StationConfig, calibration: Calibration) -> Inspector:
-    inspector = Inspector(bundle, config.backend, precision=config.precision, threads=config.threads)
+    inspector = Inspector(bundle, config.backend, precision=config.precision, threads=config.threads, search=config.search)
     faults = binding_faults(inspector, calibration, config.station, config.camera) or list(self_test(inspector).faults)
     if faults:
         inspector.close()

@@ -42,8 +42,8 @@ def check_station(config: StationConfig, open_camera: Callable[[], Camera]) -> l
     calibration: Calibration | None = None
     try:
         bundle = load_bundle(config.bundle)
-        inspector = Inspector(bundle, config.backend, precision=config.precision, threads=config.threads)
-        runs = f"{config.precision}, {inspector.extractor.provider}"
+        inspector = Inspector(bundle, config.backend, precision=config.precision, threads=config.threads, search=config.search)
+        runs = f"{config.precision}, {inspector.extractor.provider}, bank searched on the {inspector.searched_on.upper()}"
         checks.append(Check("bundle", f"{config.bundle} ({bundle.digest[:12]}), {runs}"))
     except InspectionError as error:
         checks.append(Check("bundle", str(config.bundle), (str(error),)))

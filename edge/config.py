@@ -54,6 +54,7 @@ class StationConfig(_Section):
     backend: str = "onnxruntime"
     precision: Precision = "fp32"
     threads: CountFromZero = 0
+    search: Literal["cpu", "gpu"] | None = None
     deadline_ms: PositiveNumber = 1000
     source: Annotated[FolderSource | CameraSource, Field(discriminator="kind")]
     rejector: DryRun = DryRun(kind="dry-run")

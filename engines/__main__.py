@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
 from engines import EngineError, console
 from engines.atomic import write_file
-from engines.bench import bench
+from engines.bench import ALONE, bench
+from engines.build import build_engine
 from engines.bundle import PRECISIONS, Adaptation, Bundle, Choice, load_bundle
 from engines.extractors import backends
 from engines.images import encode_png, list_images, read_image
 from engines.inspector import Inspector, anomaly_map, overlay
-from engines.verify import allowed_difference, verify_golden
+from engines.options import add_running, open_inspector
+from engines.search import SEARCHES
+from engines.verify import GoldenResult, allowed_difference, verify_golden
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,8 +39,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     score.add_argument("images", nargs="+", type=Path, help="image files or folders")
     score.add_argument("--json", action="store_true", help="print JSON lines")
     score.add_argument("--heatmaps", type=Path, metavar="DIR", help="write an overlay for each image")
+    build = _command(
+        commands,
+        "build",
+        _build,
+        "compile the bundle for this machine's GPU; exit 1 if it scores wrongly",
+        backend=False,
+    )
+    build.add_argument("--backend", default="tensorrt", choices=("tensorrt", "tensorrt-rtx"), help="default: %(default)s")
+    build.add_argument("--precision", default="fp16", choices=PRECISIONS, help="default: %(default)s")
+    build.add_argument(
+        "--workspace-mb", type=console.positive_int, metavar="MB", help="memory to try kernels with (default: TensorRT's own)"
+    )
+    build.add_argument("--timing-cache", type=Path, metavar="FILE", help="makes the next build faster; made if not there")
     timing = _command(commands, "bench", _bench, "time each stage on this machine")
     timing.add_argument("--repeats", default=100, type=console.positive_int, help="default: %(default)s")
+    timing.add_argument("--every", action="store_true", help="time all there is here, whatever is chosen above")
     timing.add_argument("--json", type=Path, metavar="FILE", help="write the figures too")
     arguments = parser.parse_args(argv)
     return console.run_door(arguments.run, arguments)
@@ -45,16 +64,13 @@ def _command(commands, name: str, function, text: str, *, backend: bool = True) 
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     parser.add_argument("--bundle", required=True, type=Path, help="folder that `train fit` wrote")
     if backend:
-        parser.add_argument("--backend", default="onnxruntime", choices=backends(), help="default: %(default)s")
-        parser.add_argument("--precision", default="fp32", choices=PRECISIONS, help="default: %(default)s")
-        parser.add_argument("--threads", default=0, type=console.count, help="CPU threads; 0 is one a core")
+        add_running(parser)
     parser.set_defaults(run=function)
     return parser
 
 
 def _open(arguments: argparse.Namespace) -> Inspector:
-    bundle = load_bundle(arguments.bundle)
-    return Inspector(bundle, arguments.backend, precision=arguments.precision, threads=arguments.threads)
+    return open_inspector(load_bundle(arguments.bundle), arguments)
 
 
 def _info(arguments: argparse.Namespace) -> int:
@@ -119,6 +135,28 @@ def _adaptation_rows(record: Adaptation | None) -> list[tuple[str, str]]:
     ]
 
 
+def _build(arguments: argparse.Namespace) -> int:
+    bundle = load_bundle(arguments.bundle)
+    console.say(f"building {arguments.precision} with {arguments.backend}: this takes minutes on a small GPU")
+    with console.progress("golden images") as advance:
+        result = build_engine(
+            bundle,
+            arguments.backend,
+            arguments.precision,
+            workspace_mb=arguments.workspace_mb,
+            timing_cache=arguments.timing_cache,
+            progress=advance,
+        )
+    record = result.record
+    console.say(f"built in {record.seconds:.0f} s for {record.target.gpu}, {record.target.backend} {record.target.version}")
+    _show_golden(result.golden)
+    if result.folder is None:
+        console.say("not installed; build it in another precision")
+        return console.NO
+    console.say(f"wrote {result.folder}")
+    return console.DONE
+
+
 def _verify(arguments: argparse.Namespace) -> int:
     with _open(arguments) as inspector, console.progress("golden images") as advance:
         manifest = inspector.bundle.manifest
@@ -130,13 +168,17 @@ def _verify(arguments: argparse.Namespace) -> int:
             advance,
             tolerance=allowed_difference(manifest, inspector.extractor.precision),
         )
+    _show_golden(result)
+    return console.DONE if result.passed else console.NO
+
+
+def _show_golden(result: GoldenResult) -> None:
     rows = [
         (row.name, f"{row.expected:.6g}", f"{row.got:.6g}", f"{row.difference:.1e}", "FLIP" if row.flipped else "")
         for row in result.rows
     ]
     console.table("golden images", ("image", "expected", "got", "difference / spread", "decision"), rows)
     console.say(f"{'passed' if result.passed else 'FAILED'}: {result}")
-    return console.DONE if result.passed else console.NO
 
 
 def _score(arguments: argparse.Namespace) -> int:
@@ -179,17 +221,58 @@ def _colour_range(inspector: Inspector) -> tuple[float, float]:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
+    if arguments.every:
+        return _bench_every(arguments)
     with _open(arguments) as inspector, console.progress("timing") as advance:
         result = bench(inspector, arguments.repeats, advance)
     rows = [(stage, *(f"{figures[name]:.2f}" for name in ("p50", "p95", "p99"))) for stage, figures in result.stages_ms.items()]
     console.table(f"{result.title}", ("stage, ms", "p50", "p95", "p99"), rows)
     sizes = [(f"{one.rows:,}", f"{one.p50:.2f}", f"{one.p95:.2f}") for one in result.search]
-    console.table("LDKNN by size of bank, ms", ("rows", "p50", "p95"), sizes)
+    console.table("LDKNN on the CPU by size of bank, ms", ("rows", "p50", "p95"), sizes)
     console.say(f"{result.images_per_second:.1f} images per second; total is {result.ratio:.2f} times the features alone")
+    if result.watts is not None:
+        console.say(f"{result.watts:.1f} W while it scored")
     console.say(f"on {result.machine}")
-    if arguments.json is not None:
-        write_file(arguments.json, (json.dumps(result.as_dict(), indent=1) + "\n").encode())
+    _write_figures(arguments.json, result.as_dict())
     return console.DONE
+
+
+def _bench_every(arguments: argparse.Namespace) -> int:
+    """Time every backend, precision and place of the search that this machine and the bundle have, and say what they lack."""
+    bundle = load_bundle(arguments.bundle)
+    results, missing = [], {}
+    for backend, precision, search in itertools.product(backends(), bundle.graphs, SEARCHES):
+        name = f"{backend} {precision}, search on the {search.upper()}"
+        try:
+            opened = Inspector(bundle, backend, precision=precision, threads=arguments.threads, search=search)
+        except EngineError as error:
+            missing[name] = str(error)
+            continue
+        with opened as inspector, console.progress(name) as advance:
+            results.append(bench(inspector, arguments.repeats, advance))
+    for name, reason in missing.items():
+        console.say(f"{name}: not timed: {reason}")
+    rows = [
+        (
+            f"{one.backend} {one.precision}",
+            one.searched_on.upper(),
+            f"{one.stages_ms[ALONE]['p50']:.2f}",
+            *(f"{one.stages_ms['total'][quantile]:.2f}" for quantile in ("p50", "p95", "p99")),
+            f"{one.images_per_second:.1f}",
+            "" if one.watts is None else f"{one.watts:.1f}",
+        )
+        for one in results
+    ]
+    columns = ("network", "search on", "features p50, ms", "total p50, ms", "p95", "p99", "images/s", "W")
+    console.table(f"{len(bundle.bank.rows)} bank rows", columns, rows)
+    console.say(f"on {results[0].machine}" if results else "nothing could be timed")
+    _write_figures(arguments.json, {"timed": [one.as_dict() for one in results], "missing": missing})
+    return console.DONE if results else console.NO
+
+
+def _write_figures(path: Path | None, figures: dict[str, Any]) -> None:
+    if path is not None:
+        write_file(path, (json.dumps(figures, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from engines.images import Image
 from engines.inspector import Inspector
 from engines.ldknn import LDKNN, Floats, Progress
+from engines.power import PowerMeter
 from engines.verdict_first import VerdictFirst
 
 _WARM_UP = 5
@@ -38,7 +39,10 @@ class SearchTime:
 class BenchResult:
     """Stage times in milliseconds, as {stage: {p50, p95, p99}}, and what they were taken on.
 
-    `search` has the search of `patches` patches of `dim` dimensions in beginnings of the bank and in all of it, rows ascending.
+    `total` is what a station does for an image; the stages before it are taken one by one, with the embeddings on this machine
+    between features and search, where a GPU that does both keeps them. `search` has the search on the CPU of `patches` patches
+    of `dim` dimensions in beginnings of the bank and in all of it, rows ascending. `watts` is None where the machine does not
+    tell.
     """
 
     title: str
@@ -46,6 +50,10 @@ class BenchResult:
     repeats: int
     stages_ms: dict[str, dict[str, float]]
     images_per_second: float
+    backend: str
+    precision: str
+    searched_on: str
+    watts: float | None
     patches: int
     dim: int
     search: tuple[SearchTime, ...]
@@ -61,7 +69,7 @@ class BenchResult:
 
 
 def bench(inspector: Inspector, repeats: int, progress: Progress | None = None) -> BenchResult:
-    """Score the bundle's golden images in turn, decoded, and time each stage; then the features alone.
+    """Score the bundle's golden images in turn, decoded, and time it; then each stage; then the features alone.
 
     Args:
         inspector: warmed up here.
@@ -73,6 +81,16 @@ def bench(inspector: Inspector, repeats: int, progress: Progress | None = None) 
     """
     images = inspector.bundle.golden().images
     taken = {stage: np.empty(repeats) for stage in (*STAGES, ALONE)}
+    with PowerMeter() as meter:
+        for number in range(-_WARM_UP, repeats):
+            image = images[number % len(images)]
+            started = time.perf_counter()
+            inspector.score(image)
+            ended = time.perf_counter()
+            if number >= 0:
+                taken["total"][number] = 1000 * (ended - started)
+                if progress is not None:
+                    progress(number + 1, 3 * repeats)
     for number in range(-_WARM_UP, repeats):
         image = images[number % len(images)]
         started = time.perf_counter()
@@ -83,28 +101,32 @@ def bench(inspector: Inspector, repeats: int, progress: Progress | None = None) 
         inspector.judge(embeddings)
         judged = time.perf_counter()
         if number >= 0:
-            times = (prepared - started, embedded - prepared, judged - embedded, judged - started)
-            for stage, seconds in zip(STAGES, times, strict=True):
+            times = (prepared - started, embedded - prepared, judged - embedded)
+            for stage, seconds in zip(STAGES, times, strict=False):
                 taken[stage][number] = 1000 * seconds
-        if progress is not None and number >= 0:
-            progress(number + 1, 2 * repeats)
+            if progress is not None:
+                progress(repeats + number + 1, 3 * repeats)
     tensor = inspector.preprocessor(images[0])
     for number in range(-_WARM_UP, repeats):
         started = time.perf_counter()
         inspector.extractor.extract(tensor)
         if number >= 0:
             taken[ALONE][number] = 1000 * (time.perf_counter() - started)
-        if progress is not None and number >= 0:
-            progress(repeats + number + 1, 2 * repeats)
+            if progress is not None:
+                progress(2 * repeats + number + 1, 3 * repeats)
     bundle, extractor = inspector.bundle, inspector.extractor
     high, wide = bundle.manifest.input.size
     return BenchResult(
         title=f"{bundle.manifest.method.backbone} {wide}x{high}, {len(bundle.bank.rows)} bank rows,"
-        f" {extractor.backend} {extractor.precision} ({extractor.provider})",
+        f" {extractor.backend} {extractor.precision} ({extractor.provider}), searched on the {inspector.searched_on.upper()}",
         machine=machine(),
         repeats=repeats,
         stages_ms={stage: {f"p{q}": float(np.percentile(values, q)) for q in (50, 95, 99)} for stage, values in taken.items()},
         images_per_second=1000 / float(taken["total"].mean()),
+        backend=extractor.backend,
+        precision=extractor.precision,
+        searched_on=inspector.searched_on,
+        watts=meter.watts,
         patches=bundle.manifest.method.grid[0] * bundle.manifest.method.grid[1],
         dim=bundle.manifest.method.dim,
         search=_by_rows(inspector, images, repeats),
@@ -118,7 +140,13 @@ def _by_rows(inspector: Inspector, images: Sequence[Image], repeats: int) -> tup
     judged = inspector.preprocessor.judged_patches(method.grid)
     found = []
     for rows in sorted({max(min(_FEWEST_ROWS, len(bank.rows)), round(share * len(bank.rows))) for share in _SHARES}):
-        search = LDKNN(bank.rows[:rows], bank.density[:rows], alpha=method.alpha, metric=method.metric)
+        search = LDKNN(
+            bank.rows[:rows],
+            bank.density[:rows],
+            alpha=method.alpha,
+            metric=method.metric,
+            threads=inspector.ldknn.workers.threads,
+        )
         taken = search_ms(VerdictFirst(search, judged, method.pooling), turns)
         found.append(SearchTime(rows, *np.percentile(taken, (50, 95)).tolist()))
     return tuple(found)

@@ -1,4 +1,4 @@
-"""An NVIDIA GPU: kernels compiled where they run and kept, memory, one stream. All that touches PyCUDA is here.
+"""An NVIDIA GPU: memory, kernels compiled where they run and kept, one stream. All that touches PyCUDA is here.
 
 PyCUDA is imported when a GPU is opened and not before. Kernels are compiled by nvcc itself, which a machine without a GPU can
 do too, so that tests compile what stations run.
@@ -13,8 +13,10 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -22,9 +24,11 @@ import numpy.typing as npt
 
 from engines import EngineError
 from engines.atomic import write_file
+from engines.cuda_graph import Graph, capture
 
 Floats = npt.NDArray[np.float32]
 Grids = dict[str, tuple[int, int]]
+Kernels = dict[str, Any]
 
 THREADS = 256  # of a block, in every kernel
 _FLAGS = ("-cubin", "-O3", "-std=c++17")
@@ -32,44 +36,75 @@ _ELF = b"\x7fELF"  # what a compiled kernel begins with
 _USUAL = Path("/usr/local/cuda/bin/nvcc")  # where JetPack and CUDA's packages put it, which is not always on the path
 
 
-class Gpu:
-    """A GPU, its kernels and one stream. Used from one thread at a time, whichever; holds the GPU until `close`.
+@dataclass(frozen=True)
+class Shared:
+    """Float32 memory that this machine and the GPU both reach.
 
-    The device's primary context is used, which others in this process share, and is a thread's own during a call alone.
-
-    Attributes:
-        multiprocessors: that blocks run on.
+    On a GPU that has its own memory, `array` is page-locked and `address` is the copy's that `send` and `fetch` keep equal;
+    on one that shares the machine's memory (a Jetson) both name the same bytes, and nothing is copied.
     """
 
-    def __init__(self, source: Path, kernels: Sequence[str], device: int = 0) -> None:
-        """Open a device and load kernels, compiled for it if they are not in the cache.
+    array: Floats
+    address: int
+    mapped: bool
+    owned: bool  # the memory at `address` came with it, and goes with it
+
+
+class Gpu:
+    """A GPU and one stream on it. Used from one thread at a time, whichever; holds the GPU until `close`.
+
+    The device's primary context is used, which others in this process share (TensorRT among them), and is a thread's own
+    inside `current` alone. What `send`, `launch`, `fetch` and others put into the stream runs in that order; `wait` waits.
+
+    Attributes:
+        name: of the device, as the driver tells it.
+        capability: compute capability (major, minor).
+        multiprocessors: that blocks run on.
+        integrated: it shares the machine's memory.
+    """
+
+    def __init__(self, device: int = 0) -> None:
+        """Open a device.
 
         Raises:
-            EngineError: PyCUDA, the driver, the device or nvcc is missing, or nvcc refuses the source.
+            EngineError: PyCUDA, the driver or the device is missing.
         """
         self._driver = _import_driver()
         self._context: Any = None
         self._memory: dict[int, Any] = {}
+        self._pinned: list[Any] = []
         try:
             self._driver.init()
             count = self._driver.Device.count()
             if not 0 <= device < count:
                 raise EngineError(f"GPU {device} was asked for and {count} are there; choose 0 to {count - 1}")
             opened = self._driver.Device(device)
-            major, minor = opened.compute_capability()
-            self.multiprocessors = int(opened.get_attribute(self._driver.device_attribute.MULTIPROCESSOR_COUNT))
-            compiled = compile_kernels(source, f"sm_{major}{minor}")
+            attribute = self._driver.device_attribute
+            self.name = str(opened.name())
+            self.capability: tuple[int, int] = opened.compute_capability()
+            self.multiprocessors = int(opened.get_attribute(attribute.MULTIPROCESSOR_COUNT))
+            self.integrated = bool(opened.get_attribute(attribute.INTEGRATED))
             self._context = opened.retain_primary_context()
         except self._driver.Error as error:
             raise EngineError(f"no NVIDIA GPU can be used ({error}); check that nvidia-smi or tegrastats sees one") from None
-        with self._current():
+        with self.current():
             self._stream = self._driver.Stream()
-            self._module = self._driver.module_from_buffer(compiled)
-            self._kernels = {name: self._module.get_function(name) for name in kernels}
+
+    @property
+    def stream(self) -> int:
+        """The stream's handle, for libraries that put work into it."""
+        return int(self._stream.handle)
+
+    def load(self, source: Path, kernels: Sequence[str]) -> Kernels:
+        """Kernels of a CUDA source, compiled for this GPU if they are not in the cache. Raises EngineError."""
+        compiled = compile_kernels(source, "sm_{}{}".format(*self.capability))
+        with self.current():
+            module = self._driver.module_from_buffer(compiled)
+            return {name: module.get_function(name) for name in kernels}
 
     def allocate(self, size: int) -> int:
         """Address of so many bytes on the GPU, aligned to 256. Raises EngineError."""
-        with self._current():
+        with self.current():
             memory = self._driver.mem_alloc(size)
             self._memory[int(memory)] = memory
             return int(memory)
@@ -77,55 +112,99 @@ class Gpu:
     def free(self, address: int) -> None:
         """Give back what `allocate` gave; 0 is nothing. Raises EngineError."""
         if address != 0:
-            with self._current():
+            with self.current():
                 self._memory.pop(address).free()
 
-    def staging(self, shape: tuple[int, ...]) -> Floats:
-        """Float32 memory of this machine, page-locked: the GPU copies from and to it without a detour. Raises EngineError."""
-        with self._current():
-            return np.asarray(self._driver.pagelocked_empty(shape, np.float32))
+    def share(self, shape: tuple[int, ...], address: int = 0) -> Shared:
+        """Memory that both reach; with an address on the GPU, the copy is there. Raises EngineError."""
+        with self.current():
+            if self.integrated and address == 0:
+                array = self._driver.pagelocked_empty(shape, np.float32, mem_flags=self._driver.host_alloc_flags.DEVICEMAP)
+                self._pinned.append(array)
+                return Shared(array, int(array.base.get_device_pointer()), mapped=True, owned=False)
+            array = self._driver.pagelocked_empty(shape, np.float32)
+        self._pinned.append(array)
+        return Shared(array, address or self.allocate(array.nbytes), mapped=False, owned=address == 0)
+
+    def release(self, shared: Shared) -> None:
+        """Give back what `share` gave. Raises EngineError."""
+        self._pinned = [array for array in self._pinned if array is not shared.array]
+        if shared.owned:
+            self.free(shared.address)
 
     def upload(self, address: int, array: npt.NDArray) -> None:
         """Copy a contiguous array to the GPU and wait. Raises EngineError."""
-        with self._current():
+        with self.current():
             self._driver.memcpy_htod(address, array)
 
-    def run(self, parameters: bytes, grids: Grids, given: tuple[int, Floats], wanted: Sequence[tuple[Floats, int]]) -> None:
-        """Copy in, run kernels, copy out, and wait; nothing is allocated.
+    def send(self, shared: Shared, elements: int) -> None:
+        """Put a copy to the GPU, of the first elements, into the stream. Raises EngineError."""
+        if not shared.mapped:
+            with self.current():
+                self._driver.memcpy_htod_async(shared.address, shared.array.ravel()[:elements], self._stream)
+
+    def fetch(self, shared: Shared, elements: int) -> None:
+        """Put a copy from the GPU, of the first elements, into the stream. Raises EngineError."""
+        if not shared.mapped:
+            with self.current():
+                self._driver.memcpy_dtoh_async(shared.array.ravel()[:elements], shared.address, self._stream)
+
+    def launch(self, kernels: Kernels, parameters: bytes, grids: Grids) -> None:
+        """Put kernels into the stream; nothing is allocated.
 
         Args:
+            kernels: that `load` gave.
             parameters: the one structure that every kernel takes.
             grids: blocks (x, y) of each kernel, in the order in which they run.
-            given: an address, and staging memory that is copied there first.
-            wanted: staging memory, and the address that is copied to it last.
 
         Raises:
             EngineError: the GPU failed, or is closed.
         """
-        with self._current():
-            self._driver.memcpy_htod_async(*given, self._stream)
+        with self.current():
             for name, grid in grids.items():
-                kernel = self._kernels[name].prepare([f"{len(parameters)}s"])
+                kernel = kernels[name].prepare([f"{len(parameters)}s"])
                 kernel.prepared_async_call(grid, (THREADS, 1, 1), self._stream, parameters)
-            for memory, address in wanted:
-                self._driver.memcpy_dtoh_async(memory, address, self._stream)
+
+    def wait(self) -> None:
+        """Wait until the stream is empty. Raises EngineError."""
+        with self.current():
             self._stream.synchronize()
 
+    def capture(self, work: Callable[[], None]) -> Graph:
+        """What `work` puts into the stream, as a graph that `replay` puts there in one call; it does not run now.
+
+        Raises:
+            EngineError: the driver refuses, or what `work` raises.
+        """
+        with self.current():
+            return capture(self.stream, work)
+
+    def replay(self, graph: Graph) -> None:
+        """Put a graph into the stream. Raises EngineError."""
+        with self.current():
+            graph.launch(self.stream)
+
     def close(self) -> None:
-        """Release memory, kernels, stream and context; may be called twice."""
+        """Release memory, stream and context; may be called twice."""
         if self._context is None:
             return
-        with contextlib.suppress(EngineError), self._current():  # after a failure of the GPU there is nothing left to free
+        with contextlib.suppress(EngineError), self.current():  # after a failure of the GPU there is nothing left to free
             for memory in self._memory.values():
                 memory.free()
         # PyCUDA releases each with its last reference, the primary context after what lives in it
-        self._memory, self._kernels = {}, {}
-        self._module = self._stream = None
+        self._memory, self._pinned = {}, []
+        self._stream = None
         self._context = None
 
+    def __enter__(self) -> Gpu:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
     @contextlib.contextmanager
-    def _current(self) -> Iterator[None]:
-        """Make the context this thread's for a while, whatever was before."""
+    def current(self) -> Iterator[None]:
+        """Make the context this thread's for a while, whatever was before. Raises EngineError for what the driver raises."""
         if self._context is None:
             raise EngineError("the GPU is closed; open it again")
         try:
@@ -136,6 +215,46 @@ class Gpu:
                 self._context.pop()
         except self._driver.Error as error:
             raise EngineError(f"the GPU failed ({error}); start the program again, and check its memory and dmesg") from None
+
+
+class Repeated:
+    """Work that puts the same into a GPU's stream each time: run once, then recorded, and replayed from then on.
+
+    Attributes:
+        refused: why it could not be recorded, or None. It is put into the stream piece by piece then, which gives the same
+            answers and takes longer.
+    """
+
+    def __init__(self, gpu: Gpu, work: Callable[[], None]) -> None:
+        """`work` must put work into the stream, of addresses and shapes that do not change, and nothing else."""
+        self._gpu = gpu
+        self._work = work
+        self._runs = 0
+        self._graph: Graph | None = None
+        self.refused: str | None = None
+
+    def enqueue(self) -> None:
+        """Put the work into the stream. Raises EngineError."""
+        if self._graph is not None:
+            self._gpu.replay(self._graph)
+            return
+        if self._runs > 0 and self.refused is None:  # what is lazy in a library has happened in the first run
+            try:
+                self._graph = self._gpu.capture(self._work)
+            except EngineError as error:
+                self.refused = str(error)
+            else:
+                self._gpu.replay(self._graph)
+                return
+        self._runs += 1
+        self._work()
+
+    def close(self) -> None:
+        """Give back what was recorded; may be called twice."""
+        if self._graph is not None:
+            with contextlib.suppress(EngineError), self._gpu.current():
+                self._graph.close()
+            self._graph = None
 
 
 def compile_kernels(source: Path, architecture: str) -> bytes:

@@ -43,6 +43,8 @@ _BACKENDS = {
     "onnxruntime": ("engines.ort", "open_bundle"),
     "onnxruntime-cuda": ("engines.ort", "open_cuda"),
     "onnxruntime-tensorrt": ("engines.ort", "open_tensorrt"),
+    "tensorrt": ("engines.trt", "open_tensorrt"),
+    "tensorrt-rtx": ("engines.trt", "open_tensorrt_rtx"),
 }
 
 

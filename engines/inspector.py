@@ -2,45 +2,56 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import TracebackType
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from engines import EngineError
 from engines.bundle import Bank, Bundle, Method
 from engines.extractors import FeatureExtractor, make_extractor
 from engines.images import Image
 from engines.ldknn import LDKNN
+from engines.on_device import GpuFeatureExtractor, GpuSearch
 from engines.preprocess import Preprocessor
-from engines.verdict_first import VerdictFirst
+from engines.search import SEARCHES, HostSearch, Score, Search
 
 _BLUR_PATCHES = 0.5  # sigma of the map's blur: 4 pixels at 256 x 256, where a patch is 8
 
 
-@dataclass(frozen=True)
-class Score:
-    """An image's score: higher is more anomalous; squared distances less their density, so it may be negative.
-
-    Attributes:
-        value: REJECT if and only if it is above the threshold. NaN where the network gave no finite embedding.
-    """
-
-    value: float
-    _embeddings: npt.NDArray[np.float32]
-
-
 class Scorer:
-    """Preprocess, embed, LDKNN, pool: from a frame to a score, whatever computes the embeddings. Used from one thread."""
+    """Preprocess, embed, search, pool: from a frame to a score, whatever computes the embeddings. Used from one thread."""
 
-    def __init__(self, method: Method, preprocessor: Preprocessor, bank: Bank, extractor: FeatureExtractor) -> None:
-        """Join the pieces. Raises EngineError where bank and method do not fit."""
+    def __init__(
+        self,
+        method: Method,
+        preprocessor: Preprocessor,
+        bank: Bank,
+        extractor: FeatureExtractor,
+        *,
+        threads: int = 0,
+        search: str = "cpu",
+    ) -> None:
+        """Join the pieces.
+
+        Args:
+            method, preprocessor, bank: of a product.
+            extractor: computes embeddings; closed by the caller.
+            threads: that search on the CPU; 0 is one a core.
+            search: where the bank is searched, one of SEARCHES.
+
+        Raises:
+            EngineError: bank and method do not fit, or what `GpuSearch` raises.
+        """
+        if search not in SEARCHES:
+            raise EngineError(f"search on '{search}', expected one of: {', '.join(SEARCHES)}")
         self.preprocessor = preprocessor
         self.extractor = extractor
-        self.ldknn = LDKNN(bank.rows, bank.density, alpha=method.alpha, metric=method.metric)
+        self.ldknn = LDKNN(bank.rows, bank.density, alpha=method.alpha, metric=method.metric, threads=threads)
         self._judged = preprocessor.judged_patches(method.grid)
-        self._first = VerdictFirst(self.ldknn, self._judged, method.pooling)
+        make_search = GpuSearch if search == "gpu" else HostSearch
+        self.search: Search = make_search(extractor, self.ldknn, self._judged, method.pooling)
 
     def score(self, image: Image) -> Score:
         """Score one frame, uint8 RGB (H, W, 3).
@@ -48,33 +59,65 @@ class Scorer:
         Raises:
             EngineError: an image or a backend that cannot be worked with.
         """
-        return self.judge(self.extractor.extract(self.preprocessor(image)))
+        return self.search.score(self.preprocessor(image))
 
     def judge(self, embeddings: npt.NDArray[np.float32]) -> Score:
         """Score the embeddings float32 (patches, d) of one image."""
-        return Score(self._first.score(embeddings), embeddings)
+        return self.search.judge(embeddings)
 
     def map(self, score: Score) -> npt.NDArray[np.float32]:
         """Exact patch scores, float32 (rows, columns); NaN where a patch is ignored."""
-        patches = self.ldknn.score(score._embeddings).reshape(self._judged.shape)
+        patches = score.patches().reshape(self._judged.shape)
         return np.where(self._judged, patches, np.float32(np.nan))
 
 
 class Inspector(Scorer):
-    """Scores images against one bundle, in one backend. Used from one thread; holds the backend until `close`."""
+    """Scores images against one bundle, in one backend. Used from one thread; holds the backend until `close`.
 
-    def __init__(self, bundle: Bundle, backend: str = "onnxruntime", *, precision: str = "fp32", threads: int = 0) -> None:
+    Attributes:
+        searched_on: where the bank is searched, `cpu` or `gpu`.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: str = "onnxruntime",
+        *,
+        precision: str = "fp32",
+        threads: int = 0,
+        search: str | None = None,
+    ) -> None:
         """Load the bundle's graph, in the precision asked for, into a backend and its bank into LDKNN.
 
+        Args:
+            bundle: a loaded bundle.
+            backend, precision: see `make_extractor`.
+            threads: CPU threads of the backend, and of the search; 0 is one a core.
+            search: where the bank is searched, one of SEARCHES; None is where the backend leaves the embeddings: on the GPU
+                with TensorRT, on the CPU with all others.
+
         Raises:
-            EngineError: see `make_extractor`.
+            EngineError: see `make_extractor`, and `GpuSearch` for a search on the GPU.
         """
         extractor = make_extractor(bundle, backend, precision=precision, threads=threads)
-        super().__init__(bundle.manifest.method, bundle.preprocessor(), bundle.bank, extractor)
         self.bundle = bundle
+        self.searched_on = search or ("gpu" if isinstance(extractor, GpuFeatureExtractor) else "cpu")
+        try:
+            super().__init__(
+                bundle.manifest.method,
+                bundle.preprocessor(),
+                bundle.bank,
+                extractor,
+                threads=threads,
+                search=self.searched_on,
+            )
+        except BaseException:
+            extractor.close()
+            raise
 
     def close(self) -> None:
-        """Release the backend; may be called twice."""
+        """Release the search and the backend; may be called twice."""
+        self.search.close()
         self.extractor.close()
 
     def __enter__(self) -> Inspector:

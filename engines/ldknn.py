@@ -19,11 +19,13 @@ import numpy as np
 import numpy.typing as npt
 
 from engines import EngineError
+from engines.workers import Rooms, Workers
 
 Floats = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
 
 QUERY_BLOCK = 512
+_BATCH = 4 * QUERY_BLOCK  # queries that are in work at a time
 ROW_BLOCK = 2048  # products of 512 queries with 2,048 rows are 4 MiB: near the cache, and the same whatever the bank
 _KEPT = 3  # nearest rows of a block that are looked at again where rounding could have swapped them
 _SPARE = 4  # candidates kept beyond K, so that float32 rounding cannot push a true neighbour out
@@ -31,9 +33,14 @@ _EPSILON = float(np.finfo(np.float32).eps)
 
 
 class LDKNN:
-    """Score embeddings against one bank. Safe to share between threads: nothing is written after construction."""
+    """Score embeddings against one bank. Safe to share between threads. Memory to work in is kept from call to call.
 
-    def __init__(self, rows: Floats, density: Floats, *, alpha: float, metric: str = "sqeuclidean") -> None:
+    Attributes:
+        metric: of distances.
+        workers: the threads that search.
+    """
+
+    def __init__(self, rows: Floats, density: Floats, *, alpha: float, metric: str = "sqeuclidean", threads: int = 0) -> None:
         """Prepare a bank.
 
         Args:
@@ -41,6 +48,7 @@ class LDKNN:
             density: float32 (n,), `density(...)` of each row.
             alpha: weight of the density; 0 is plain nearest neighbour.
             metric: `sqeuclidean` or `euclidean`.
+            threads: that search; 0 is one a core. The answers are the same to the last bit.
 
         Raises:
             EngineError: shapes that do not fit, an empty bank, or an unknown metric.
@@ -57,6 +65,8 @@ class LDKNN:
         self._density = np.asarray(density, np.float32)
         self._alpha = np.float32(alpha)
         self.metric = metric
+        self.workers = Workers(threads)
+        self._rooms = Rooms()
 
     @property
     def rows(self) -> Floats:
@@ -85,38 +95,60 @@ class LDKNN:
     def search(self, queries: Floats) -> tuple[Floats, npt.NDArray[np.int64]]:
         """Nearest bank row of each query: squared distance float32 (q,) and row index int64 (q,).
 
-        |q|^2 - 2 q.c + |c|^2 is one matrix product a block. It cancels in float32, so rows that come within rounding of
-        the nearest are compared again by their differences in float64, ties go to the lower index, and the distance
-        returned is always that of the difference.
+        |q|^2 - 2 q.c + |c|^2 is one matrix product a block of queries and rows. It cancels in float32, so rows that come
+        within rounding of the nearest are compared again by their differences in float64, ties go to the lower index, and
+        the distance returned is always that of the difference.
         """
         _check_rows(queries, "queries", self._rows.shape[1])
         squared = np.empty(len(queries), np.float32)
         index = np.empty(len(queries), np.int64)
-        products = np.empty(min(QUERY_BLOCK, len(queries)) * min(ROW_BLOCK, len(self._rows)), np.float32)
-        for start in range(0, len(queries), QUERY_BLOCK):
-            part = slice(start, start + QUERY_BLOCK)
-            row = self._search_block(queries[part], products)
-            squared[part] = _squared_differences(queries[part], self._rows[row])
-            index[part] = self._kept[row]
+        for start in range(0, len(queries), _BATCH):
+            part = slice(start, start + _BATCH)
+            self._search_batch(queries[part], squared[part], index[part])
         squared[~np.isfinite(squared)] = np.nan  # a comparison with NaN is False: say it, don't hide it
         return squared, index
 
-    def _search_block(self, queries: Floats, products: Floats) -> npt.NDArray[np.int64]:
-        """Nearest of the rows kept, for at most QUERY_BLOCK queries; `products` is room to work in."""
+    def _search_batch(self, queries: Floats, squared: Floats, index: npt.NDArray[np.int64]) -> None:
+        """Search up to _BATCH queries into `squared` and `index`: blocks by blocks of rows, then each block's nearest."""
+        parts = [slice(start, start + QUERY_BLOCK) for start in range(0, len(queries), QUERY_BLOCK)]
+        blocks = -(-len(self._rows) // ROW_BLOCK)
+        minus_twice = np.multiply(queries, np.float32(-2), out=self._rooms.get("minus twice", queries.shape))
+        value = self._rooms.get("value", (len(queries), blocks * _KEPT))
+        row = self._rooms.get("row", (len(queries), blocks * _KEPT), np.int64)
+
+        def compare(number: int) -> None:
+            block, part = number // len(parts), parts[number % len(parts)]
+            columns = slice(block * _KEPT, (block + 1) * _KEPT)
+            self._least(minus_twice[part], block * ROW_BLOCK, value[part, columns], row[part, columns])
+
+        def choose(number: int) -> None:
+            part = parts[number]
+            found = self._choose(queries[part], minus_twice[part], value[part], row[part])
+            difference = self._rooms.get("difference", queries[part].shape)
+            np.take(self._rows, found, axis=0, out=difference, mode="clip")  # as `raise` does, but without a copy
+            np.subtract(queries[part], difference, out=difference)
+            np.einsum("ij,ij->i", difference, difference, out=squared[part])
+            index[part] = self._kept[found]
+
+        self.workers.each(compare, blocks * len(parts))
+        self.workers.each(choose, len(parts))
+
+    def _least(self, minus_twice: Floats, start: int, value: Floats, row: npt.NDArray[np.int64]) -> None:
+        """The _KEPT least of |c|^2 - 2 q.c among the rows of a block, into `value` and `row`, (q, _KEPT) each."""
+        stop = min(start + ROW_BLOCK, len(self._rows))
+        every = np.arange(len(minus_twice))
+        products = self._rooms.get("products", (len(minus_twice), stop - start))
+        np.matmul(minus_twice, self._rows[start:stop].T, out=products)
+        products += self._norms[start:stop]
+        for place in range(_KEPT):
+            column = products.argmin(axis=1)
+            value[:, place] = products[every, column]
+            row[:, place] = column + start
+            products[every, column] = np.inf
+
+    def _choose(self, queries: Floats, minus_twice: Floats, value: Floats, row: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The nearest of the rows kept of each block, for each query."""
         every = np.arange(len(queries))
-        minus_twice = np.float32(-2) * queries
-        values, rows = [], []
-        for start in range(0, len(self._rows), ROW_BLOCK):
-            stop = min(start + ROW_BLOCK, len(self._rows))
-            block = products[: len(queries) * (stop - start)].reshape(len(queries), stop - start)
-            np.matmul(minus_twice, self._rows[start:stop].T, out=block)
-            block += self._norms[start:stop]
-            for _ in range(_KEPT):
-                column = block.argmin(axis=1)
-                values.append(block[every, column])
-                rows.append(column + start)
-                block[every, column] = np.inf
-        value, row = np.stack(values, axis=1), np.stack(rows, axis=1)
         best = value.argmin(axis=1)
         index = row[every, best]
         rounding = _rounding(_squared_norms(queries), self._norms.max(), queries.shape[1])

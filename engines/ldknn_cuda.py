@@ -24,6 +24,7 @@ prepares the bank, in plain NumPy; `engines/cuda.py` compiles them and holds the
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +34,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engines import EngineError
-from engines.cuda import THREADS, Gpu, Grids
+from engines.cuda import THREADS, Gpu, Grids, Kernels, Shared
 from engines.ldknn import LDKNN, Floats
 from engines.pooling import Windows
 
@@ -146,8 +147,6 @@ class Plan:
             "bound_rows": padded * self.lists * KEPT * 4,
             "best": padded * 8,
             "open": (1 + padded) * 4,
-            "map": self.queries * 4,
-            "scores": self.queries // self.patches * 4,
         }
 
 
@@ -204,15 +203,19 @@ def gamma(dim: int) -> float:
 
 
 class CudaLDKNN:
-    """Image scores and maps against one bank on one GPU. Used from one thread at a time; holds the GPU until `close`."""
+    """Image scores and maps against one bank on one GPU. Used from one thread at a time, as the GPU is.
 
-    def __init__(self, search: LDKNN, judged: npt.NDArray[np.bool_], pooling: str = "cover", device: int = 0) -> None:
+    Embeddings come from this machine (`score`, `map`, `images`), or are written to `queries` by work in the GPU's stream; then
+    `enqueue` follows it there, and `result` has the answer once the stream is empty.
+    """
+
+    def __init__(self, search: LDKNN, judged: npt.NDArray[np.bool_], pooling: str = "cover", *, gpu: Gpu) -> None:
         """Prepare a bank and copy it to the GPU.
 
         Args:
             search: the exact search, which this one agrees with.
             judged, pooling: how patches become an image score, as for `Windows`.
-            device: number of the GPU.
+            gpu: that searches; it is closed after this, by the caller.
 
         Raises:
             EngineError: a bank that is not finite, windows that judge nothing, or what `Gpu` raises.
@@ -225,9 +228,13 @@ class CudaLDKNN:
         self._rows, self._dim = search.rows.shape
         self._layouts: list[tuple[bytes, Grids]] = []
         self._workspace = 0
+        self._bank: list[int] = []
+        self._shared: tuple[Shared, ...] = ()  # embeddings, maps and scores
         self._parameters = np.zeros((), PARAMETERS)
-        self._gpu = Gpu(SOURCE, KERNELS, device)
+        self._gpu = gpu
+        self._kernels: Kernels | None = None
         try:
+            self._kernels = gpu.load(SOURCE, KERNELS)
             plan = self._plan(1)
             self._set(
                 row_count=self._rows,
@@ -255,6 +262,11 @@ class CudaLDKNN:
             self.close()
             raise
 
+    @property
+    def queries(self) -> int:
+        """Address on the GPU of the embeddings, float32 (patches, d), of one image; another after `images` was given more."""
+        return int(self._parameters["queries"])
+
     def score(self, embeddings: Floats) -> float:
         """Image score of float32 (patches, d), higher is more anomalous; NaN where a judged embedding is not finite.
 
@@ -278,27 +290,52 @@ class CudaLDKNN:
             raise EngineError(
                 f"embeddings is {_named(embeddings)}, expected float32 (b * {patches}, {self._dim}), b of 1 or more"
             )
+        self._check_open()
         images = len(embeddings) // patches
         if images > len(self._layouts):
             self._make_room(images)
+        given, _, _ = self._shared
+        np.copyto(given.array[: len(embeddings)], embeddings)
+        self._gpu.send(given, embeddings.size)
+        self.enqueue(images)
+        self._gpu.wait()
+        return self.result(images)
+
+    def enqueue(self, images: int = 1) -> None:
+        """Put the search of what is at `queries`, and the copy of its answer, into the GPU's stream. Raises EngineError."""
+        kernels = self._check_open()
         parameters, grids = self._layouts[images - 1]
-        given, maps, scores = self._given[: len(embeddings)], self._maps[: len(embeddings)], self._scores[:images]
-        np.copyto(given, embeddings)
-        at = self._parameters
-        self._gpu.run(parameters, grids, (int(at["queries"]), given), ((maps, int(at["map"])), (scores, int(at["scores"]))))
-        return scores.copy(), maps.reshape(images, *self._judged.shape).copy()
+        self._gpu.launch(kernels, parameters, grids)
+        _, maps, scores = self._shared
+        self._gpu.fetch(maps, images * self._judged.size)
+        self._gpu.fetch(scores, images)
+
+    def result(self, images: int = 1) -> tuple[Floats, Floats]:
+        """Scores float32 (b,) and maps float32 (b, rows, columns) of what was enqueued last, after the stream is empty."""
+        _, maps, scores = self._shared
+        taken = maps.array[: images * self._judged.size]
+        return scores.array[:images].copy(), taken.reshape(images, *self._judged.shape).copy()
 
     def close(self) -> None:
-        """Release the GPU; may be called twice."""
-        self._layouts = []
-        self._given = self._maps = self._scores = np.empty(0, np.float32)  # before what they lie in goes
-        self._gpu.close()
+        """Give the GPU's memory back; may be called twice."""
+        bank, shared, workspace = self._bank, self._shared, self._workspace
+        self._layouts, self._bank, self._shared, self._workspace, self._kernels = [], [], (), 0, None
+        with contextlib.suppress(EngineError):  # after a failure of the GPU, or its end, there is nothing left to free
+            for address in (*bank, workspace):
+                self._gpu.free(address)
+            for one in shared:
+                self._gpu.release(one)
 
     def __enter__(self) -> CudaLDKNN:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    def _check_open(self) -> Kernels:
+        if self._kernels is None:
+            raise EngineError("the search on the GPU is closed; open it again")
+        return self._kernels
 
     def _one(self, embeddings: Floats) -> tuple[Floats, Floats]:
         if np.shape(embeddings) != (self._judged.size, self._dim):
@@ -318,15 +355,20 @@ class CudaLDKNN:
         self._workspace = 0
         self._workspace = self._gpu.allocate(int(offsets[-1]))
         self._set(**{name: self._workspace + int(offset) for name, offset in zip(sizes, offsets, strict=False)})
-        self._given = self._gpu.staging((images * self._judged.size, self._dim))
-        self._maps = self._gpu.staging((images * self._judged.size,))
-        self._scores = self._gpu.staging((images,))
+        for one in self._shared:
+            self._gpu.release(one)
+        self._shared = ()
+        given = self._gpu.share((images * self._judged.size, self._dim), self.queries)
+        maps, scores = self._gpu.share((images * self._judged.size,)), self._gpu.share((images,))
+        self._shared = (given, maps, scores)
+        self._set(map=maps.address, scores=scores.address)
         for plan in plans:
             self._set(query_count=plan.queries, split_tiles=plan.split_tiles, lists=plan.lists)
             self._layouts.append((self._parameters.tobytes(), plan.grids))
 
     def _upload(self, array: npt.NDArray) -> int:
         address = self._gpu.allocate(array.nbytes)
+        self._bank.append(address)
         self._gpu.upload(address, np.ascontiguousarray(array))
         return address
 

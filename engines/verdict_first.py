@@ -25,14 +25,13 @@ distances) it is slow.
 
 from __future__ import annotations
 
-import threading
-
 import numpy as np
 import numpy.typing as npt
 
 from engines import EngineError
 from engines.ldknn import LDKNN, Floats, distance
 from engines.pooling import Windows
+from engines.workers import Rooms
 
 _DIMENSIONS = 62  # of the projection; with the residual and the constant, products of 64
 _GROUP = 256  # rows that share a minimum
@@ -44,13 +43,17 @@ Reals = npt.NDArray[np.float64]
 
 
 class VerdictFirst:
-    """Image scores against one bank, exact, and several times faster than the map. Safe to share between threads."""
+    """Image scores against one bank, exact, and several times faster than the map. Safe to share between threads.
+
+    The search's own threads do the work, and each keeps its memory from call to call: but for ties within rounding, what a
+    call allocates anew is vectors of a number or two a patch.
+    """
 
     def __init__(self, search: LDKNN, judged: npt.NDArray[np.bool_], pooling: str = "cover") -> None:
         """Prepare a bank: O(n d^2 + d^3) for its principal directions, and a copy of it in 64 dimensions.
 
         Args:
-            search: the exact search, which this one agrees with.
+            search: the exact search, which this one agrees with, and whose threads it uses.
             judged, pooling: how patches become an image score, as for `Windows`.
 
         Raises:
@@ -72,7 +75,7 @@ class VerdictFirst:
         squared = np.einsum("ij,ij->i", projected, projected)
         self._reach = float(np.sqrt(squared.max()))
         self._columns = np.ascontiguousarray(np.column_stack([projected, squared]).T, np.float32)
-        self._own = threading.local()
+        self._rooms = Rooms()
 
     def score(self, embeddings: Floats) -> float:
         """Image score of float32 (patches, d): what scoring every patch and pooling gives.
@@ -104,57 +107,84 @@ class VerdictFirst:
 
     def upper_bounds(self, embeddings: Floats) -> npt.NDArray[np.float64]:
         """For each of float32 (q, d), float64 (q,) that its score does not exceed: inequality (2)."""
-        centred = embeddings - self._centre
+        count, groups = len(embeddings), len(self._least_density)
+        parts = [slice(start, start + _QUERIES) for start in range(0, count, _QUERIES)]
+        query = self._rooms.get("query", (count, len(self._columns)))
+        minima = self._rooms.get("minima", (count, groups))
+        squared, length, residual, bound = np.empty((4, count))
+        nearest = np.empty(count, np.int64)
+
+        def project(number: int) -> None:
+            part = parts[number]
+            centred = self._rooms.get("vectors", embeddings[part].shape)
+            np.subtract(embeddings[part], self._centre, out=centred)
+            squared[part], length[part], residual[part] = self._project(centred, query[part])
+            self._minima(query[part], minima[part])
+
+        def bound_part(number: int) -> None:
+            part = parts[number]
+            away = self._rooms.get("vectors", embeddings[part].shape)
+            np.take(self._search.rows, self._order[nearest[part]], axis=0, out=away, mode="clip")
+            np.subtract(embeddings[part], away, out=away)
+            reached = _squares(away)
+            limit = self._limit(reached, squared[part], length[part], residual[part])
+            # not "below": beyond float32 a minimum or a limit is not a number, and then nothing may be ruled out
+            first = (~(minima[part] > limit[:, None])).argmax(axis=1)
+            bound[part] = self._bound(reached, self._least_density[first])
+
+        self._search.workers.each(project, len(parts))
+        self._find_nearest_looking(query, minima.argmin(axis=1), nearest)
+        self._search.workers.each(bound_part, len(parts))
+        return bound
+
+    def _project(self, centred: Floats, query: Floats) -> tuple[Reals, Reals, Reals]:
+        """What is multiplied with the bank, into `query`, (q, m + 2): -2 z(q) and 1; and |q|^2, |z(q)|^2, the residual."""
         squared = _squares(centred)
-        query = self._room("query", (len(embeddings), len(self._columns)))
-        np.matmul(centred, self._directions, out=query[:, :-2])
-        within = _squares(query[:, :-2])
+        within_plane = self._rooms.get("projection", (len(centred), self._directions.shape[1]))
+        np.matmul(centred, self._directions, out=within_plane)
+        within = _squares(within_plane)
         residual = np.sqrt(np.maximum(squared - within, 0))
-        length = within + residual**2
-        query[:, :-2] *= -2
+        np.multiply(within_plane, np.float32(-2), out=query[:, :-2])
         query[:, -2] = -2 * residual
         query[:, -1] = 1
-        minima = self._minima(query)
-        row = self._order[self._nearest_looking(query, minima)]
-        reached = _squares(embeddings - self._search.rows[row])
-        # not "below": beyond float32 a minimum or a limit is not a number, and then nothing may be ruled out
-        first = (~(minima > self._limit(reached, squared, length, residual)[:, None])).argmax(axis=1)
+        return squared, within + residual**2, residual
+
+    def _bound(self, reached: Reals, least_density: Floats) -> Reals:
         near = distance(reached, self._search.metric)
-        bound = near - self._search.alpha * self._least_density[first].astype(np.float64)
+        bound = near - self._search.alpha * least_density.astype(np.float64)
         # the score that is bounded was rounded to float32 in a few steps
-        return bound + 8 * embeddings.shape[1] * _UNIT * near + 4 * _UNIT * np.abs(bound)
+        return np.asarray(bound + 8 * self._centre.size * _UNIT * near + 4 * _UNIT * np.abs(bound))
 
-    def _minima(self, query: Floats) -> Floats:
-        """Least |z(q) - z(b)|^2 - |z(q)|^2 of each group: float32 (q, groups)."""
+    def _minima(self, query: Floats, minima: Floats) -> None:
+        """Least |z(q) - z(b)|^2 - |z(q)|^2 of each group, into `minima`, (q, groups)."""
         count = self._columns.shape[1]
-        groups = len(self._least_density)
-        minima = self._room("minima", (len(query), groups))
-        room = self._room("products", (_QUERIES, _ROWS))
-        for above in range(0, len(query), _QUERIES):
-            part = query[above : above + _QUERIES]
-            for start in range(0, count, _ROWS):
-                wide = min(_ROWS, count - start)
-                products = room.ravel()[: len(part) * wide].reshape(len(part), wide)
-                np.matmul(part, self._columns[:, start : start + wide], out=products)
-                whole, group = wide // _GROUP, start // _GROUP
-                into = minima[above : above + len(part), group : group + -(-wide // _GROUP)]
-                if whole > 0:
-                    grouped = products[:, : whole * _GROUP].reshape(len(part), whole, _GROUP)
-                    np.min(grouped, axis=2, out=into[:, :whole])
-                if wide % _GROUP > 0:
-                    np.min(products[:, whole * _GROUP :], axis=1, out=into[:, whole])
-        return minima
+        for start in range(0, count, _ROWS):
+            wide = min(_ROWS, count - start)
+            products = self._rooms.get("products", (len(query), wide))
+            np.matmul(query, self._columns[:, start : start + wide], out=products)
+            whole, group = wide // _GROUP, start // _GROUP
+            if whole > 0:
+                grouped = products[:, : whole * _GROUP].reshape(len(query), whole, _GROUP)
+                np.min(grouped, axis=2, out=minima[:, group : group + whole])
+            if wide % _GROUP > 0:
+                np.min(products[:, whole * _GROUP :], axis=1, out=minima[:, group + whole])
 
-    def _nearest_looking(self, query: Floats, minima: Floats) -> npt.NDArray[np.int64]:
-        """For each query the row of the least |z(q) - z(b)|, as an index into the order by density."""
-        group = minima.argmin(axis=1)
-        nearest = np.empty(len(query), np.int64)
-        for chosen in np.unique(group):
-            members = np.flatnonzero(group == chosen)
-            start = chosen * _GROUP
-            products = query[members] @ self._columns[:, start : start + _GROUP]
+    def _find_nearest_looking(self, query: Floats, group: npt.NDArray[np.int64], nearest: npt.NDArray[np.int64]) -> None:
+        """For each query the row of the least |z(q) - z(b)|, as an index into the order by density, into `nearest`."""
+        by_group = np.argsort(group, kind="stable")
+        chosen, starts = np.unique(group[by_group], return_index=True)
+        ends = np.append(starts[1:], len(group))
+
+        def find(number: int) -> None:
+            members = by_group[starts[number] : ends[number]]
+            start = int(chosen[number]) * _GROUP
+            columns = self._columns[:, start : start + _GROUP]
+            few = self._rooms.get("few", (len(members), query.shape[1]))
+            products = self._rooms.get("products", (len(members), columns.shape[1]))
+            np.matmul(np.take(query, members, axis=0, out=few, mode="clip"), columns, out=products)
             nearest[members] = start + products.argmin(axis=1)
-        return nearest
+
+        self._search.workers.each(find, len(chosen))
 
     def _limit(self, reached: Reals, squared: Reals, length: Reals, residual: Reals) -> Reals:
         """What the minimum of the group that holds the nearest row cannot exceed: u^2 - |z(q)|^2 and room for rounding.
@@ -174,13 +204,6 @@ class VerdictFirst:
         product = (m + 4) * _UNIT * (2 * np.sqrt(length) * self._reach + self._reach**2)
         farthest = np.sqrt(reached) * (1 + d * _UNIT) + moved
         return farthest**2 - length + product
-
-    def _room(self, name: str, shape: tuple[int, int]) -> Floats:
-        """Memory of this thread to work in, kept from call to call."""
-        kept = self._own.__dict__.get(name)
-        if kept is None or kept.shape != shape:
-            kept = self._own.__dict__[name] = np.empty(shape, np.float32)
-        return kept
 
 
 def _squares(vectors: Floats) -> Reals:

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.fake_gpu import driver, kernels_on_host, library  # noqa: F401  # fixtures
+from tests.fake_tensorrt import tensorrt, tensorrt_rtx  # noqa: F401  # fixtures
+
 # the same examples on every run and machine; no deadline, so that a busy machine fails nothing
 settings.register_profile("project", derandomize=True, deadline=None, max_examples=40)
 settings.load_profile("project")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from engines import EngineError
+from engines.build import build_engine
 from engines.bundle import load_bundle
 from engines.extractors import FeatureExtractor, backends, make_extractor
 from engines.preprocess import Preprocessor
@@ -28,13 +29,32 @@ def _backend(name: str) -> Maker:
     return make
 
 
+def _engine(name: str) -> Maker:
+    def make(tmp_path: Path) -> FeatureExtractor:
+        write_tiny_bundle(tmp_path / "bundle", size=SIZE)
+        bundle = load_bundle(tmp_path / "bundle")
+        build_engine(bundle, name, "fp32")
+        return make_extractor(bundle, name)
+
+    return make
+
+
 # name -> maker of an extractor of the tiny network; a new backend joins here
-MAKERS: dict[str, Maker] = {"fake": lambda tmp_path: FakeExtractor(SIZE), "onnxruntime": _backend("onnxruntime")}
+MAKERS: dict[str, Maker] = {
+    "fake": lambda tmp_path: FakeExtractor(SIZE),
+    "onnxruntime": _backend("onnxruntime"),
+    "tensorrt": _engine("tensorrt"),
+    "tensorrt-rtx": _engine("tensorrt-rtx"),
+}
+# name -> fixture of what stands for hardware that is not here
+STAND_INS = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 
 
 @pytest.fixture(params=MAKERS)
 def extractor(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FeatureExtractor]:
     """Each extractor in turn."""
+    if request.param in STAND_INS:
+        request.getfixturevalue(STAND_INS[request.param])
     made = MAKERS[request.param](tmp_path)
     assert made.backend == request.param
     yield made

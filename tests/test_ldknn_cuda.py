@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import re
-import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engines import EngineError, cuda, ldknn_cuda
-from engines.cuda import compile_kernels
+from engines.cuda import Gpu, compile_kernels
 from engines.ldknn import LDKNN, Floats, distance
 from engines.ldknn_cuda import KEPT, KERNELS, LISTS, PARAMETERS, ROW_TILE, SOURCE, CudaLDKNN, HalfBank, Plan, gamma, rounding
 from engines.pooling import Windows
+from tests.fake_gpu import FakeDriver, twin_of
 
 GRID = (8, 9)
 ALL = np.ones(GRID, bool)
@@ -281,123 +278,10 @@ def test_a_half_bank_by_hand() -> None:
 # --- the source, on a processor, below a stand-in for PyCUDA's driver
 
 
-class FakeDriver(ModuleType):
-    """`pycuda.driver` over a processor's memory, which runs kernels compiled for it and checks where calls are made."""
-
-    class Error(Exception):
-        """As PyCUDA's."""
-
-    def __init__(self, kernels: ctypes.CDLL, multiprocessors: int) -> None:
-        super().__init__("pycuda.driver")
-        self.kernels = kernels
-        self.pushed, self.allocations, self.staged, self.open = 0, 0, 0, 0
-        self.memory: dict[int, npt.NDArray] = {}
-        self.failing: str | None = None
-        self.device_attribute = SimpleNamespace(MULTIPROCESSOR_COUNT="multiprocessors")
-        opened = SimpleNamespace(
-            compute_capability=lambda: (8, 7),
-            get_attribute=lambda _: multiprocessors,
-            retain_primary_context=lambda: SimpleNamespace(push=lambda: self._push(1), pop=lambda: self._push(-1)),
-        )
-        self.Device = Device = lambda number: opened  # noqa: N806
-        Device.count = lambda: 1  # type: ignore[attr-defined]
-
-    def _push(self, by: int) -> None:
-        self.pushed += by
-        assert self.pushed in (0, 1)
-
-    def _called(self, name: str) -> None:
-        assert self.pushed == 1, f"{name} without a context"
-        if self.failing == name:
-            raise self.Error(f"{name} failed")
-
-    def init(self) -> None:
-        if self.failing == "init":
-            raise self.Error("no CUDA-capable device is detected")
-
-    def Stream(self) -> SimpleNamespace:  # noqa: N802
-        self._called("Stream")
-        return SimpleNamespace(synchronize=lambda: self._called("synchronize"))
-
-    def module_from_buffer(self, compiled: bytes) -> SimpleNamespace:
-        self._called("module_from_buffer")
-        return SimpleNamespace(get_function=self._function)
-
-    def _function(self, name: str) -> SimpleNamespace:
-        def call(grid: tuple[int, int], block: tuple[int, int, int], stream: Any, parameters: bytes) -> None:
-            self._called(name)
-            assert block == (cuda.THREADS, 1, 1)
-            self.kernels.launch(getattr(self.kernels, name), parameters, *grid)
-            self.open = ctypes.c_int.from_address(int(np.frombuffer(parameters, PARAMETERS)[0]["open"])).value
-
-        def prepare(kinds: list[str]) -> SimpleNamespace:
-            assert kinds == [f"{PARAMETERS.itemsize}s"]
-            return SimpleNamespace(prepared_async_call=call)
-
-        return SimpleNamespace(prepare=prepare)
-
-    def mem_alloc(self, size: int) -> Any:
-        self._called("mem_alloc")
-        self.allocations += 1
-        room = np.full(size + 256, 0xFF, np.uint8)  # NaN, and rows that there are not
-        address = -(-room.ctypes.data // 256) * 256
-        self.memory[address] = room
-
-        def free() -> None:
-            self._called("free")
-            del self.memory[address]
-
-        return type("Allocation", (), {"__int__": lambda _: address, "free": lambda _: free()})()
-
-    def pagelocked_empty(self, shape: tuple[int, ...], kind: npt.DTypeLike) -> npt.NDArray:
-        self._called("pagelocked_empty")
-        self.staged += 1
-        return np.full(shape, np.nan, kind)
-
-    def memcpy_htod(self, address: int, array: npt.NDArray, stream: Any = None) -> None:
-        self._called("memcpy_htod")
-        assert array.flags.c_contiguous
-        ctypes.memmove(address, array.ctypes.data, array.nbytes)
-
-    memcpy_htod_async = memcpy_htod
-
-    def memcpy_dtoh_async(self, array: npt.NDArray, address: int, stream: Any) -> None:
-        self._called("memcpy_dtoh_async")
-        ctypes.memmove(array.ctypes.data, address, array.nbytes)
-
-
-@pytest.fixture(scope="session")
-def kernels_on_host(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """The CUDA source compiled for this processor."""
-    if shutil.which("g++") is None:
-        pytest.skip("g++ is not installed, which compiles the CUDA source for a processor")
-    folder = tmp_path_factory.mktemp("kernels")
-    for header in re.findall(r"#include <(\S+)>", SOURCE.read_text()):
-        (folder / header).touch()
-    library = folder / "kernels.so"
-    # fortified, a jump to another stack is taken for a mistake
-    options = ("-std=c++17", "-O2", "-U_FORTIFY_SOURCE", "-shared", "-fPIC", f"-I{folder}", f'-DKERNELS="{SOURCE}"')
-    source = Path(__file__).parent / "cuda_on_host.cpp"
-    subprocess.run(["g++", *options, "-o", str(library), str(source)], check=True)
-    kernels = ctypes.CDLL(str(library))
-    assert kernels.parameters_size() == PARAMETERS.itemsize
-    return kernels
-
-
-@pytest.fixture
-def driver(kernels_on_host: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
-    """A GPU of two multiprocessors, which is this processor."""
-    fake = FakeDriver(kernels_on_host, 2)
-    monkeypatch.setattr(cuda, "compile_kernels", lambda source, architecture: architecture.encode())
-    monkeypatch.setitem(sys.modules, "pycuda", ModuleType("pycuda"))
-    monkeypatch.setitem(sys.modules, "pycuda.driver", fake)
-    return fake
-
-
 @pytest.mark.parametrize("name", BANKS)
 def test_the_kernels_find_what_ldknn_finds(name: str, driver: FakeDriver) -> None:
     search, queries = bank(name)
-    with CudaLDKNN(search, ALL) as twin:
+    with twin_of(search, ALL) as twin:
         scores, maps = twin.images(queries)
     assert agrees(search, queries, maps.ravel())
     assert scores[0] == pytest.approx(float(Windows(ALL).pool(maps[0])), rel=1e-6)
@@ -411,14 +295,14 @@ def test_the_kernels_score_in_every_dimension_and_metric(dim: int, metric: str, 
     rows, dense = like_embeddings(rng, 1000, dim), rng.random(1000).astype(np.float32)
     queries = like_embeddings(rng, PATCHES, dim)
     search = LDKNN(rows, dense, alpha=0.7, metric=metric)
-    with CudaLDKNN(search, ALL) as twin:
+    with twin_of(search, ALL) as twin:
         assert agrees(search, queries, twin.map(queries).ravel())
 
 
 def test_several_images_are_scored_as_each_by_itself_and_memory_is_kept(driver: FakeDriver) -> None:
     search, _ = bank("ordinary", 2000)
     queries = np.concatenate([bank("ordinary", 2000 + more)[1] for more in range(4)])
-    with CudaLDKNN(search, ALL) as twin:
+    with twin_of(search, ALL) as twin:
         alone = [twin.images(part) for part in np.split(queries, 4)]
         scores, maps = twin.images(queries)
         allocations, staged = driver.allocations, driver.staged
@@ -435,7 +319,7 @@ def test_the_kernels_pool_as_windows_do(pooling: str, driver: FakeDriver) -> Non
     search, queries = bank("ordinary")
     judged = np.random.default_rng(5).random(GRID) < 0.5
     judged[:3, :3] = False
-    with CudaLDKNN(search, judged, pooling) as twin:
+    with twin_of(search, judged, pooling) as twin:
         scores, maps = twin.images(queries)
     assert np.array_equal(np.isnan(maps[0]), ~judged)
     expected = Windows(judged, pooling).pool(search.score(queries).reshape(GRID))
@@ -449,7 +333,7 @@ def test_a_query_that_is_no_number_gives_nan_and_spoils_no_other(bad: float, dri
     broken[17, 3] = bad
     judged = ALL.copy()
     judged.ravel()[17] = False
-    with CudaLDKNN(search, ALL) as twin, CudaLDKNN(search, judged) as blind:
+    with twin_of(search, ALL) as twin, twin_of(search, judged) as blind:
         twin.images(np.concatenate([queries, queries]))
         scores, maps = twin.images(broken)
         assert driver.open == (1 if np.isfinite(bad) else 0)
@@ -458,13 +342,37 @@ def test_a_query_that_is_no_number_gives_nan_and_spoils_no_other(bad: float, dri
         assert np.isfinite(blind.score(broken[:PATCHES]))
 
 
+@pytest.mark.parametrize("integrated", [False, True])
+def test_what_a_gpu_shares_with_the_machine_is_not_copied(integrated: bool, driver: FakeDriver) -> None:
+    search, queries = bank("ordinary")
+    driver.integrated = integrated
+    with twin_of(search, ALL) as twin:
+        assert agrees(search, queries, twin.map(queries).ravel())
+        answers = [] if integrated else [PATCHES * 4, 4]
+        assert driver.copied == [queries.nbytes, *answers]  # the embeddings are read more than once, and go to the GPU
+
+
+def test_embeddings_that_are_there_already_are_searched(driver: FakeDriver) -> None:
+    search, queries = bank("ordinary")
+    with Gpu() as gpu, CudaLDKNN(search, ALL, gpu=gpu) as twin:
+        expected = twin.images(queries)
+        gpu.upload(twin.queries, np.zeros_like(queries))
+        assert twin.images(queries[::-1].copy())[0] is not None
+        gpu.upload(twin.queries, queries)
+        twin.enqueue()
+        gpu.wait()
+        got = twin.result()
+    assert np.array_equal(got[0], expected[0])
+    assert np.array_equal(got[1], expected[1])
+
+
 def test_of_equally_near_rows_the_first_is_found(driver: FakeDriver) -> None:
     signs = np.array(np.meshgrid(*[[-1, 1]] * 10), np.float32).reshape(10, -1).T  # 1,024 rows at distance 10 of zero
     rows = np.concatenate([np.full((1, 10), 9, np.float32), signs])
     search = LDKNN(rows, np.arange(len(rows), dtype=np.float32), alpha=1.0)
     queries = np.zeros((PATCHES, 10), np.float32)
     queries[1:3, 0], queries[2, 1:] = 0.5, signs[700, 1:]  # 512 rows tie, and none
-    with CudaLDKNN(search, ALL) as twin:
+    with twin_of(search, ALL) as twin:
         assert np.array_equal(twin.map(queries).ravel(), search.score(queries))
         assert driver.open == PATCHES - 1
 
@@ -474,7 +382,7 @@ def test_ties_of_few_rows_go_to_the_first_of_them(driver: FakeDriver) -> None:
     rows = rng.integers(-3, 4, (400, 4)).astype(np.float32)
     queries = (rng.integers(-6, 7, (PATCHES, 4)) / 2).astype(np.float32)
     search = LDKNN(rows, np.arange(len(rows), dtype=np.float32), alpha=1.0)
-    with CudaLDKNN(search, ALL) as twin:
+    with twin_of(search, ALL) as twin:
         assert np.array_equal(twin.map(queries).ravel(), search.score(queries))
     assert driver.open == 0
 
@@ -485,13 +393,13 @@ def test_many_splits_and_a_list_that_ends_early_are_searched_to_the_last_row(dri
     queries = np.resize(rows[:: ROW_TILE // 2], (PATCHES, 8)) + np.float32(1e-3)
     queries[0] = rows[-1]
     search = LDKNN(rows, np.arange(len(rows), dtype=np.float32), alpha=1.0)
-    with CudaLDKNN(search, ALL) as twin:
+    with twin_of(search, ALL) as twin:
         np.testing.assert_allclose(twin.map(queries).ravel(), search.score(queries), rtol=1e-5)
 
 
 def test_wrong_embeddings_are_refused(driver: FakeDriver) -> None:
     search, queries = bank("ordinary")
-    with CudaLDKNN(search, ALL) as twin:
+    with twin_of(search, ALL) as twin:
         for wrong in (queries[:-1], queries[:, :-1], queries.astype(np.float64), queries[:0], queries[0], queries.tolist()):
             with pytest.raises(EngineError, match="embeddings is"):
                 twin.images(wrong)  # type: ignore[arg-type]
@@ -499,28 +407,36 @@ def test_wrong_embeddings_are_refused(driver: FakeDriver) -> None:
             twin.score(np.concatenate([queries, queries]))
 
 
-def test_densities_that_are_not_finite_are_refused() -> None:
-    with pytest.raises(EngineError, match="densities are not finite"):
-        CudaLDKNN(LDKNN(np.zeros((1, 2), np.float32), np.array([np.nan], np.float32), alpha=1.0), ALL)
+def test_densities_that_are_not_finite_are_refused(driver: FakeDriver) -> None:
+    search = LDKNN(np.zeros((1, 2), np.float32), np.array([np.nan], np.float32), alpha=1.0)
+    with pytest.raises(EngineError, match="densities are not finite"), twin_of(search, ALL):
+        pass
 
 
 def test_everything_is_given_back_and_what_is_closed_says_so(driver: FakeDriver) -> None:
     search, queries = bank("one row")
-    twin = CudaLDKNN(search, ALL)
-    twin.images(np.concatenate([queries, queries]))
-    assert len(driver.memory) == 8  # seven of the bank, and the workspace
-    twin.close()
-    twin.close()
+    with Gpu() as gpu:
+        twin = CudaLDKNN(search, ALL, gpu=gpu)
+        twin.images(np.concatenate([queries, queries]))
+        assert len(driver.memory) == 10  # seven of the bank, the workspace, maps and scores
+        twin.close()
+        twin.close()
+        assert driver.memory == {}
+        with pytest.raises(EngineError, match="the search on the GPU is closed"):
+            twin.score(queries)
+        other = CudaLDKNN(search, ALL, gpu=gpu)
     assert driver.memory == {}
     assert driver.pushed == 0
-    with pytest.raises(EngineError, match="closed"):
-        twin.score(queries)
+    with pytest.raises(EngineError, match="the GPU is closed"):
+        other.score(queries)
+    other.close()
+    gpu.close()
 
 
-@pytest.mark.parametrize("failing", ["synchronize", "nearest", "memcpy_htod", "memcpy_dtoh_async"])
+@pytest.mark.parametrize("failing", ["synchronize", "nearest", "memcpy_htod_async", "memcpy_dtoh_async"])
 def test_a_gpu_that_fails_says_so_and_leaves_the_thread_its_context(failing: str, driver: FakeDriver) -> None:
     search, queries = bank("one row")
-    with CudaLDKNN(search, ALL) as twin:
+    with twin_of(search, ALL) as twin:
         driver.failing = failing
         with pytest.raises(EngineError, match=rf"the GPU failed \({failing} failed"):
             twin.score(queries)
@@ -530,14 +446,15 @@ def test_a_gpu_that_fails_says_so_and_leaves_the_thread_its_context(failing: str
 @pytest.mark.parametrize("failing", ["Stream", "module_from_buffer", "mem_alloc", "memcpy_htod", "pagelocked_empty"])
 def test_what_fails_while_it_opens_leaves_nothing_behind(failing: str, driver: FakeDriver) -> None:
     driver.failing = failing
-    with pytest.raises(EngineError, match="the GPU failed"):
-        CudaLDKNN(bank("one row")[0], ALL)
+    with pytest.raises(EngineError, match="the GPU failed"), twin_of(bank("one row")[0], ALL):
+        pass
     assert driver.memory == {}
+    assert driver.pushed == 0
 
 
 def test_a_call_that_finds_no_memory_can_be_followed_by_one_that_does(driver: FakeDriver) -> None:
     search, queries = bank("one row")
-    with CudaLDKNN(search, ALL) as twin:
+    with twin_of(search, ALL) as twin:
         score = twin.score(queries)
         driver.failing = "mem_alloc"
         with pytest.raises(EngineError, match="mem_alloc failed"):
@@ -548,10 +465,10 @@ def test_a_call_that_finds_no_memory_can_be_followed_by_one_that_does(driver: Fa
 
 def test_no_gpu_and_a_gpu_that_is_not_there_are_named(driver: FakeDriver) -> None:
     with pytest.raises(EngineError, match="GPU 1 was asked for and 1 are there"):
-        CudaLDKNN(bank("one row")[0], ALL, device=1)
+        Gpu(1)
     driver.failing = "init"
     with pytest.raises(EngineError, match=r"no NVIDIA GPU can be used \(no CUDA-capable"):
-        CudaLDKNN(bank("one row")[0], ALL)
+        Gpu()
 
 
 # --- what is missing
@@ -566,10 +483,10 @@ def test_without_pycuda_or_the_driver_the_remedy_is_named(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(importlib, "import_module", refuse(ModuleNotFoundError("No module named 'pycuda'")))
     with pytest.raises(EngineError, match=r"PyCUDA is not installed.*pip install '\.\[cuda\]'"):
-        CudaLDKNN(bank("one row")[0], ALL)
+        Gpu()
     monkeypatch.setattr(importlib, "import_module", refuse(ImportError("libcuda.so.1: cannot open shared object file")))
     with pytest.raises(EngineError, match=r"libcuda\.so\.1.*driver is installed"):
-        CudaLDKNN(bank("one row")[0], ALL)
+        Gpu()
 
 
 @pytest.fixture
@@ -677,7 +594,8 @@ def test_nvcc_compiles_the_source_for_tensor_cores_without_warnings_or_spills(ar
 def gpu() -> None:
     """Skips where there is none."""
     try:
-        cuda.Gpu(SOURCE, KERNELS).close()
+        with Gpu() as opened:
+            opened.load(SOURCE, KERNELS)
     except EngineError as error:
         pytest.skip(str(error))
 
@@ -688,7 +606,7 @@ def gpu() -> None:
 @pytest.mark.parametrize(("rows", "dim"), [(300, 40), (2048, 512), (2049, 1024)])
 def test_a_gpu_finds_what_ldknn_finds(name: str, rows: int, dim: int) -> None:
     search, queries = bank(name, rows, dim)
-    with CudaLDKNN(search, ALL) as twin:
+    with twin_of(search, ALL) as twin:
         scores, maps = twin.images(np.concatenate([queries, queries]))
     assert np.array_equal(*maps)
     assert agrees(search, queries, maps[0].ravel())
@@ -704,7 +622,7 @@ def test_a_gpu_searches_a_large_bank_to_its_last_row() -> None:
     queries[:3] = rows[[0, 50_000, 100_000]]
     search = LDKNN(rows, rng.random(len(rows)).astype(np.float32), alpha=1.0)
     queries[5, 7] = np.nan
-    with CudaLDKNN(search, ALL) as twin:
+    with twin_of(search, ALL) as twin:
         got = twin.map(queries).ravel()
         assert np.isnan(twin.score(queries))
     np.testing.assert_allclose(got, search.score(queries), rtol=1e-3)

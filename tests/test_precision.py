@@ -171,7 +171,7 @@ def test_a_graph_that_cannot_be_converted_is_refused_with_the_remedy() -> None:
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_tensorrt_for_rtx_parses_it_and_builds_for_two_boards(converted: dict[str, bytes], precision: str) -> None:
-    reason = "TensorRT for RTX is not installed: pip install '.[tensorrt-rtx]'"
+    reason = "TensorRT for RTX is not installed: pip install tensorrt-rtx-cu13-bindings tensorrt-rtx-cu13-libs"
     pytest.importorskip("tensorrt_rtx_libs", reason=reason)
     trt = pytest.importorskip("tensorrt_rtx_bindings", reason=reason)
     builder = trt.Builder(trt.Logger(trt.Logger.ERROR))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -176,11 +177,35 @@ def test_it_judges_alike_again_and_from_several_threads() -> None:
 
 def test_memory_is_kept_from_call_to_call() -> None:
     rng = np.random.default_rng(11)
-    first = VerdictFirst(LDKNN(like_embeddings(rng, 900, 64), np.zeros(900, np.float32), alpha=1.0), ALL)
-    first.score(like_embeddings(rng, PATCHES, 64))
-    kept = {name: id(room) for name, room in first._own.__dict__.items()}
-    first.score(like_embeddings(rng, PATCHES, 64))
-    assert {name: id(room) for name, room in first._own.__dict__.items()} == kept
+    bank, images = like_embeddings(rng, 4000, 128), [like_embeddings(rng, 1024, 128) for _ in range(4)]
+    # one thread: of several, each gets its memory with its first piece of work, whenever that comes
+    search = LDKNN(bank, rng.gamma(2, 0.2, 4000).astype(np.float32), alpha=1.0, threads=1)
+    first = VerdictFirst(search, np.ones((32, 32), bool))
+    for image in images:
+        first.score(image)
+    for image in images:
+        assert allocated(first, image) < image.nbytes // 2  # no copy of the image, and far less than the products' 2 MiB
+
+
+def allocated(first: VerdictFirst, image: Floats) -> int:
+    """Most bytes that scoring an image held at a time."""
+    tracemalloc.start()
+    first.score(image)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_the_score_is_the_same_with_any_number_of_threads(threads: int) -> None:
+    rng = np.random.default_rng(12)
+    bank, density = like_embeddings(rng, 2500, 64), rng.gamma(2, 0.2, 2500).astype(np.float32)
+    image = like_embeddings(rng, 1024, 64)
+    judged = np.ones((32, 32), bool)
+    one = LDKNN(bank, density, alpha=1.0, threads=1)
+    other = LDKNN(bank, density, alpha=1.0, threads=threads)
+    assert np.array_equal(one.score(image), other.score(image))
+    assert VerdictFirst(one, judged).score(image) == VerdictFirst(other, judged).score(image)
 
 
 def test_wrong_embeddings_are_refused() -> None:

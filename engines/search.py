@@ -1,0 +1,64 @@
+"""From a network's input to a score: features, their search, and what is kept for whoever wants to look."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from engines.extractors import FeatureExtractor
+from engines.ldknn import LDKNN, Floats
+from engines.verdict_first import VerdictFirst
+
+SEARCHES = ("cpu", "gpu")
+
+
+@dataclass(frozen=True)
+class Score:
+    """An image's score: higher is more anomalous; squared distances less their density, so it may be negative.
+
+    Attributes:
+        value: REJECT if and only if it is above the threshold. NaN where the network gave no finite embedding.
+        patches: works out the exact score of every patch, float32 (patches,), when somebody wants to look.
+    """
+
+    value: float
+    patches: Callable[[], Floats]
+
+
+class Search(Protocol):
+    """Scores images against one bank. Used from one thread."""
+
+    def score(self, tensor: Floats) -> Score:
+        """Score a preprocessed image, float32 (1, 3, h, w). Raises EngineError."""
+
+    def judge(self, embeddings: Floats) -> Score:
+        """Score an image by its embeddings, float32 (patches, d). Raises EngineError."""
+
+    def close(self) -> None:
+        """Release what it holds; may be called twice."""
+
+
+class HostSearch:
+    """The search on the CPU: the verdict first, and the map when it is asked for."""
+
+    def __init__(self, extractor: FeatureExtractor, ldknn: LDKNN, judged: npt.NDArray[np.bool_], pooling: str) -> None:
+        """Prepare a bank, as `VerdictFirst` does."""
+        self._extractor = extractor
+        self._ldknn = ldknn
+        self._first = VerdictFirst(ldknn, judged, pooling)
+
+    def score(self, tensor: Floats) -> Score:
+        """Score a preprocessed image, float32 (1, 3, h, w). Raises EngineError."""
+        return self.judge(self._extractor.extract(tensor))
+
+    def judge(self, embeddings: Floats) -> Score:
+        """Score an image by its embeddings, float32 (patches, d). Raises EngineError."""
+        return Score(self._first.score(embeddings), partial(self._ldknn.score, embeddings))
+
+    def close(self) -> None:
+        """Nothing to release."""
