@@ -56,10 +56,10 @@ def start(config: Path) -> int:
     return main(["run", "--config", str(config)])
 
 
-def replay(config: Path) -> int:
+def replay(config: Path, *more: str) -> int:
     root = config.parent
     where = ["--bundle", str(root / "bundle"), "--calibration", str(root / "line-1.json"), "--images", str(root / "parts")]
-    return main(["replay", *where, "--threads", "1", "--deadline-ms", "60000", "--journal", str(root / "journal.jsonl")])
+    return main(["replay", *where, "--threads", "1", "--deadline-ms", "60000", "--journal", str(root / "journal.jsonl"), *more])
 
 
 def test_a_good_station_has_no_faults_and_nothing_is_written(config: Path) -> None:
@@ -251,5 +251,7 @@ def test_a_calibration_of_another_precision_is_a_fault(config: Path) -> None:
     assert faults[0] == "calibration is for precision fp32, loaded is fp16; calibrate this station again"
     assert "calibration is for engine" in faults[1]
     assert start(config) == 2
+    assert replay(config) == 0
+    assert replay(config, "--precision", "fp16") == 2
     replace(config, "precision: fp16", "precision: int8")
     assert "no int8, it has fp32, fp16" in looked_at(config)["bundle"].faults[0]
