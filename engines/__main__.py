@@ -51,9 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     build.add_argument(
         "--workspace-mb", type=console.positive_int, metavar="MB", help="memory to try kernels with (default: TensorRT's own)"
     )
-    build.add_argument(
-        "--timing-cache", type=Path, metavar="FILE", help="makes TensorRT's next build faster"
-    )
+    build.add_argument("--timing-cache", type=Path, metavar="FILE", help="makes TensorRT's next build faster")
     timing = _command(commands, "bench", _bench, "time each stage on this machine")
     timing.add_argument("--repeats", default=100, type=console.positive_int, help="default: %(default)s")
     timing.add_argument("--every", action="store_true", help="time all there is here, whatever is chosen above")
