@@ -14,6 +14,7 @@ from engines.bundle import Precision
 
 # strict: YAML reads `yes` as true, which would count as 1
 PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+NumberFromZero = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
 CountFromZero = Annotated[int, Field(ge=0, strict=True)]
 
 
@@ -44,6 +45,19 @@ class DryRun(_Section):
     kind: Literal["dry-run"]
 
 
+class EvidenceConfig(_Section):
+    """Pictures that are kept: of every REJECT and FAULT, of every so many parts, and of those that nearly were rejected."""
+
+    folder: Path = Path("evidence")
+    quota_mb: PositiveNumber = 2000
+    every: CountFromZero = 100
+    """Parts whose number is a multiple; 0 for none of them."""
+    near_spreads: NumberFromZero = 0.5
+    """How far below the threshold a PASS is kept too, in standard deviations of the scores of good parts."""
+    waiting: Annotated[int, Field(gt=0, strict=True)] = 8
+    """Pictures that may wait in memory to be written; further ones are dropped."""
+
+
 class StationConfig(_Section):
     """Everything that `edge run` needs. Relative paths count from the configuration file's folder."""
 
@@ -59,6 +73,11 @@ class StationConfig(_Section):
     source: Annotated[FolderSource | CameraSource, Field(discriminator="kind")]
     rejector: DryRun = DryRun(kind="dry-run")
     journal: Path
+    journal_heads: Path | None = None
+    """File, best on another machine's disk, that shows whether the journal's end was cut off."""
+    journal_timeout_ms: PositiveNumber = 200
+    """How long another program's lock may hold up a row; its part is a FAULT then."""
+    evidence: EvidenceConfig | None = None
 
 
 class ConfigError(StationError):
@@ -107,6 +126,10 @@ def load_config(path: Path) -> StationConfig:
 
 def _resolve(config: StationConfig, folder: Path) -> StationConfig:
     changes: dict[str, object] = {name: folder / getattr(config, name) for name in ("bundle", "calibration", "journal")}
+    if config.journal_heads is not None:
+        changes["journal_heads"] = folder / config.journal_heads
+    if config.evidence is not None:
+        changes["evidence"] = config.evidence.model_copy(update={"folder": folder / config.evidence.folder})
     if isinstance(config.source, FolderSource):
         changes["source"] = config.source.model_copy(update={"path": folder / config.source.path})
     return config.model_copy(update=changes)
@@ -131,7 +154,7 @@ def _fault(path: Path, root: yaml.MappingNode, item) -> str:  # type: ignore[no-
 def _known(location: list[str]) -> list[str]:
     if len(location) == 1:
         return list(StationConfig.model_fields)
-    sections = {"source": (FolderSource, CameraSource), "rejector": (DryRun,)}
+    sections = {"source": (FolderSource, CameraSource), "rejector": (DryRun,), "evidence": (EvidenceConfig,)}
     return sorted({name for section in sections.get(location[0], ()) for name in section.model_fields})
 
 

@@ -22,7 +22,7 @@ source:
   fps: 4.5
 rejector:
   kind: dry-run
-journal: logs/journal.jsonl
+journal: logs/journal.db
 """
 
 
@@ -46,7 +46,7 @@ def test_a_good_one_is_read_and_its_paths_count_from_its_folder(path: Path) -> N
     assert (config.station, config.camera, config.threads, config.deadline_ms) == ("line-1", "left", 2, 250)
     assert config.bundle == path.parent / "bundles/carpet"
     assert config.calibration == path.parent / "line-1.json"
-    assert config.journal == path.parent / "logs/journal.jsonl"
+    assert config.journal == path.parent / "logs/journal.db"
     assert config.source == FolderSource(kind="replay", path=path.parent / "parts", fps=4.5)
     assert config.rejector.kind == "dry-run"
 
@@ -100,7 +100,7 @@ def test_unknown_keys(path: Path, old: str, new: str, fault: str) -> None:
         ("station: line-1\n", "", "station.yaml:1: key 'station' is missing; add it"),
         ("bundle: bundles/carpet\n", "", "station.yaml:1: key 'bundle' is missing; add it"),
         ("calibration: line-1.json\n", "", "station.yaml:1: key 'calibration' is missing; add it"),
-        ("journal: logs/journal.jsonl\n", "", "station.yaml:1: key 'journal' is missing; add it"),
+        ("journal: logs/journal.db\n", "", "station.yaml:1: key 'journal' is missing; add it"),
         ("  path: parts\n", "", "station.yaml:8: key 'source.path' is missing; add it"),
         ("rejector:\n  kind: dry-run\n", "rejector: {}\n", "station.yaml:12: key 'rejector.kind' is missing; add it"),
         ("  kind: replay\n", "", "station.yaml:8: 'source' is "),
@@ -163,7 +163,7 @@ def test_doubled_keys_at_any_depth(path: Path) -> None:
 
 def test_all_faults_come_at_once(path: Path) -> None:
     text = GOOD.replace("camera: left", "kamera: left").replace("deadline_ms: 250", "deadline_ms: -1")
-    path.write_text(text.replace("journal: logs/journal.jsonl", "station: line-2"))
+    path.write_text(text.replace("journal: logs/journal.db", "station: line-2"))
     found = faults_of(path)
     assert sorted(fault.split(": ")[0] for fault in found) == [f"station.yaml:{line}" for line in (1, 14, 2, 7)]
     for part in ("unknown key 'kamera'", "'deadline_ms' is -1", "'journal' is missing", "'station' appears twice"):

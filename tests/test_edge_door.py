@@ -30,6 +30,7 @@ from tests.fakes import (
     GREY,
     calibration_for,
     flat,
+    journal_rows,
     textured,
     tiny_bank,
     tiny_provenance,
@@ -59,9 +60,7 @@ def rejectors(monkeypatch: pytest.MonkeyPatch) -> list[DryRunRejector]:
 
 
 def journal(root: Path) -> list[dict[str, Any]]:
-    text = (root / "journal.jsonl").read_text()
-    assert text.endswith("\n")
-    return [json.loads(line) for line in text.splitlines()]
+    return journal_rows(root / "journal.db")
 
 
 def replay(root: Path, *more: str) -> int:
@@ -75,12 +74,14 @@ OUTCOMES = ["PASS", "PASS", "REJECT", "PASS"]
 def check_journal(root: Path) -> None:
     first, *verdicts, last = journal(root)
     assert first["event"] == "started"
-    assert first["station"] == "line-1"
-    assert first["calibration"] == load_calibration(root / "line-1.json").model_dump()
+    assert first["details"]["station"] == "line-1"
+    assert first["details"]["calibration"] == load_calibration(root / "line-1.json").model_dump()
     assert [(row["part"], row["outcome"]) for row in verdicts] == list(enumerate(OUTCOMES, start=1))
-    assert (last["event"], last["parts"]) == ("stopped", 4)
+    assert (last["event"], last["details"]) == ("stopped", {"parts": 4, "reason": "end of the source"})
     assert len({row["run"] for row in (first, *verdicts, last)}) == 1
-    assert {row["bundle"] for row in (first, *verdicts, last)} == {first["calibration"]["bundle_digest"]}
+    assert {row["bundle"] for row in verdicts} == {first["details"]["calibration"]["bundle_digest"]}
+    record = json.loads((root / "line-1.json").read_text())
+    assert {row["calibration"] for row in verdicts} == {record["sha256"]}
 
 
 def test_a_replay_judges_every_part_and_keeps_it(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -194,7 +195,7 @@ def test_a_calibration_edited_by_hand_is_refused(config: Path, capsys: pytest.Ca
     record.write_text(json.dumps(document | {"threshold": 1e6}))
     assert replay(config.parent) == 2
     assert "changed since it was written" in capsys.readouterr().err
-    assert not (config.parent / "journal.jsonl").exists()
+    assert not (config.parent / "journal.db").exists()
 
 
 @pytest.mark.parametrize(
@@ -270,7 +271,7 @@ def test_the_line_closes_first_and_one_that_fails_to_close_keeps_nothing_open(
         return close
 
     monkeypatch.setattr(door.DryRunRejector, "close", closing("rejector", StationError("line gone")))
-    monkeypatch.setattr(door.JsonLinesJournal, "close", closing("journal", OSError("disk gone")))
+    monkeypatch.setattr(door.SqliteJournal, "close", closing("journal", OSError("disk gone")))
     monkeypatch.setattr(door.FolderCamera, "close", closing("camera", RuntimeError("camera gone")))
     monkeypatch.setattr(door.InspectorThread, "close", closing("scorer"))
     with pytest.raises(RuntimeError):
@@ -321,10 +322,10 @@ def test_a_signal_ends_a_real_process_cleanly(config: Path, number: signal.Signa
     parts = [row["part"] for row in journal(config.parent) if "part" in row]
     assert parts == list(range(1, len(parts) + 1))
     assert 2 <= len(parts) < 200
-    last = journal(config.parent)[-1]
+    last = next(row for row in reversed(journal(config.parent)) if "event" in row)  # a FAULT may follow for the part in flight
     assert last["event"] == "stopped"
-    assert last["parts"] in (len(parts), len(parts) - 1)  # the one in flight may be kept but not yet counted
-    assert last["reason"] == "KeyboardInterrupt"
+    assert last["details"]["parts"] in (len(parts), len(parts) - 1)  # the one in flight may be kept but not yet counted
+    assert last["details"]["reason"] == "KeyboardInterrupt"
     assert "parts in" in said
 
 
@@ -332,15 +333,16 @@ def test_a_killed_process_leaves_a_journal_that_the_next_run_reads(config: Path)
     process = started(config.parent)
     process.kill()
     process.communicate(timeout=30)
-    before = (config.parent / "journal.jsonl").read_bytes()
-    (config.parent / "journal.jsonl").write_bytes(before[:-7])  # as if the kill had come in the middle of a row
     for path in (config.parent / "parts").iterdir():
         path.unlink()
     write_pictures(config.parent / "parts", [flat(128)])
     assert replay(config.parent) == 0
     rows = journal(config.parent)
-    assert [row["event"] for row in rows if "event" in row] == ["started", "recovered", "started", "stopped"]
+    assert [row["event"] for row in rows if "event" in row] == ["started", "interrupted", "started", "stopped"]
+    killed = [row["part"] for row in rows if "part" in row][:-1]
+    assert killed == list(range(1, len(killed) + 1))  # with the part in flight, if there was one
     assert rows[-2]["part"] == 1
+    assert door.main(["audit", "--journal", str(config.parent / "journal.db")]) == 0
 
 
 def wide_bundle(path: Path, rows: int) -> None:
