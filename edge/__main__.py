@@ -122,12 +122,9 @@ def _check(arguments: argparse.Namespace) -> int:
 def _audit(arguments: argparse.Namespace) -> int:
     heads = [] if arguments.heads is None else read_heads(arguments.heads)
     report = audit(arguments.journal, heads, [] if arguments.head is None else [arguments.head])
-    columns = ("run", "first row", *(outcome.value for outcome in Outcome), "no row", "ended")
-    rows = [
-        (run.name, run.started, *(run.outcomes[outcome.value] for outcome in Outcome), run.missing, run.ended)
-        for run in report.runs.values()
-    ]
-    console.table("runs", columns, rows)
+    for run in report.runs.values():
+        counts = ", ".join(f"{run.outcomes[outcome.value]} {outcome.value}" for outcome in Outcome)
+        console.say(f"run {run.name}: {counts}{f', {run.missing} without a row' if run.missing > 0 else ''}; {run.ended}")
     for gap in report.gaps:
         console.say(f"gap: {gap}")
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(report.kinds.items()))

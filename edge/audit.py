@@ -25,13 +25,13 @@ class Run:
     """One start of the station.
 
     Attributes:
+        name: of the run, which begins with the time of its start, UTC.
+        ended: how.
         outcomes: parts by outcome; a row that replaces another of its part counts alone.
-        started, ended: wall-clock time of its first row, and how it ended.
         missing: parts before its last one that have no row.
     """
 
     name: str
-    started: str
     ended: str = "not stopped"
     outcomes: Counter[str] = field(default_factory=Counter)
     missing: int = 0
@@ -106,7 +106,7 @@ def _add(report: Report, row: Row) -> None:
     report.rows += 1
     report.head = row.head
     report.kinds[row.kind] += 1
-    run = report.runs.setdefault(content["run"], Run(content["run"], content["recorded"]))
+    run = report.runs.setdefault(content["run"], Run(content["run"]))
     if row.kind == PART:
         run.add(content["part"], content["outcome"])
     elif row.kind == EVENT:

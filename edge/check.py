@@ -143,7 +143,9 @@ def _check_journal(path: Path) -> Check:
 
 def _check_evidence(config: EvidenceConfig) -> Check:
     held = sum(size for _, size in stored(config.folder))
-    return _check_file("evidence", config.folder / "run" / "picture", MIN_FREE_BYTES + round(config.quota_mb * 1e6) - held)
+    room = MIN_FREE_BYTES + round(config.quota_mb * 1e6) - held
+    found = f"{config.folder}, {held / 1e6:.0f} of {config.quota_mb:g} MB"
+    return Check("evidence", found, _check_file("evidence", config.folder / "run" / "picture", room).faults)
 
 
 def _check_file(name: str, path: Path, free_bytes: int) -> Check:

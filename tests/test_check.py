@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -255,3 +257,39 @@ def test_a_calibration_of_another_precision_is_a_fault(config: Path) -> None:
     assert replay(config, "--precision", "fp16") == 2
     replace(config, "precision: fp16", "precision: int8")
     assert "no int8, it has fp32, fp16" in looked_at(config)["bundle"].faults[0]
+
+
+def test_a_journal_that_there_is_already_is_opened_and_not_touched(config: Path) -> None:
+    assert start(config) == 0
+    path = config.parent / "journal.db"
+    before = {file: file.read_bytes() for file in config.parent.glob("journal.db*")}
+    check = looked_at(config)["journal"]
+    assert (check.faults, check.found.rpartition(", ")[2]) == ((), "6 rows")
+    assert {file: file.read_bytes() for file in config.parent.glob("journal.db*")} == before
+    path.write_text('{"part": 1}\n')
+    assert "a journal of JSON lines" in looked_at(config)["journal"].faults[0]
+    path.write_bytes(b"")
+    assert looked_at(config)["journal"].faults == ()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = 7")
+        connection.execute("CREATE TABLE other (name)")
+    assert "a database of another program" in looked_at(config)["journal"].faults[0]
+
+
+def test_evidence_needs_room_for_its_quota_less_what_it_holds(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config.write_text(config.read_text() + "evidence:\n  quota_mb: 1048.576\n")  # 1000 MiB
+    assert looked_at(config)["evidence"].faults == ()
+    held = config.parent / "evidence" / "run" / "00000001-PASS.png"
+    held.parent.mkdir(parents=True)
+    held.write_bytes(bytes(600 * 2**20 // 1024))
+    usage = shutil.disk_usage(config.parent)._replace(free=1100 * 2**20 - 2**19)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    assert looked_at(config)["evidence"].faults == ()  # 0.6 MiB are there already
+    held.unlink()
+    (fault,) = looked_at(config)["evidence"].faults
+    assert fault.endswith("1099 MiB free, expected 1100 or more; free some space")
+
+
+def test_evidence_that_could_not_be_written_is_a_fault(config: Path) -> None:
+    config.write_text(config.read_text() + "evidence: {folder: line-1.json}\n")
+    assert "a file, expected a folder to write the evidence in" in looked_at(config)["evidence"].faults[0]

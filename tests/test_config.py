@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.config import CameraSource, ConfigError, FolderSource, load_config
+from edge.config import CameraSource, ConfigError, EvidenceConfig, FolderSource, load_config
 
 GOOD = """\
 station: line-1
@@ -218,3 +218,58 @@ def test_the_precision_is_fp32_unless_given(path: Path) -> None:
     path.write_text(GOOD + "precision: int4\n")
     (fault,) = faults_of(path)
     assert "'precision' is 'int4'; input should be 'fp32', 'fp16', 'int8' or 'int8-cpu'" in fault
+
+
+EVIDENCE = """\
+journal_heads: far/heads.txt
+journal_timeout_ms: 50
+evidence:
+  folder: pictures
+  quota_mb: 500
+  every: 0
+  near_spreads: 0
+  waiting: 4
+"""
+
+
+def test_evidence_and_heads_count_from_the_files_folder(path: Path) -> None:
+    path.write_text(GOOD + EVIDENCE)
+    config = load_config(path)
+    assert config.journal_heads == path.parent / "far/heads.txt"
+    assert config.journal_timeout_ms == 50
+    folder = path.parent / "pictures"
+    assert config.evidence == EvidenceConfig(folder=folder, quota_mb=500, every=0, near_spreads=0, waiting=4)
+
+
+def test_no_evidence_is_kept_unless_asked_for(path: Path) -> None:
+    config = load_config(path)
+    assert (config.evidence, config.journal_heads, config.journal_timeout_ms) == (None, None, 200)
+    path.write_text(GOOD + "evidence: {}\n")
+    assert load_config(path).evidence == EvidenceConfig(folder=path.parent / "evidence")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        (
+            "  every: 0",
+            "  each: 0",
+            "station.yaml:20: unknown key 'evidence.each'; expected one of: every, folder, near_spreads",
+        ),
+        ("  quota_mb: 500", "  quota_mb: 0", "station.yaml:19: 'evidence.quota_mb' is 0; input should be greater than 0"),
+        ("  quota_mb: 500", "  quota_mb: .inf", "station.yaml:19: 'evidence.quota_mb' is inf"),
+        ("  every: 0", "  every: -1", "station.yaml:20: 'evidence.every' is -1"),
+        ("  every: 0", "  every: 1.5", "station.yaml:20: 'evidence.every' is 1.5"),
+        ("  near_spreads: 0", "  near_spreads: -1", "station.yaml:21: 'evidence.near_spreads' is -1"),
+        ("  near_spreads: 0", "  near_spreads: .nan", "station.yaml:21: 'evidence.near_spreads' is nan"),
+        ("  waiting: 4", "  waiting: 0", "station.yaml:22: 'evidence.waiting' is 0"),
+        ("  folder: pictures", "  folder: 3", "station.yaml:18: 'evidence.folder' is 3"),
+        ("journal_timeout_ms: 50", "journal_timeout_ms: 0", "station.yaml:16: 'journal_timeout_ms' is 0"),
+        ("journal_heads: far/heads.txt", "journal_heads: [a]", "station.yaml:15: 'journal_heads' is ['a']"),
+    ],
+)
+def test_faults_of_evidence_and_journal(path: Path, old: str, new: str, fault: str) -> None:
+    assert old in EVIDENCE
+    path.write_text(GOOD + EVIDENCE.replace(old, new))
+    (found,) = faults_of(path)
+    assert found.startswith(fault)
