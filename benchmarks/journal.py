@@ -1,7 +1,8 @@
 """What the journal costs a part: time of an announcement and of a verdict's row, rows a second, bytes a row, and an audit.
 
 `python -m benchmarks.journal` writes parts as fast as it can, in the folder that is given, so that the disk is the one that the
-station would write to; beside them, in the same run, the disk alone: 4 KiB appended to a file and fsynced.
+station would write to; then again while pictures are written there as fast as they can be, the worst that evidence may do to a
+verdict; and beside them, in the same run, the disk alone: 4 KiB appended to a file and fsynced.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ import numpy as np
 from benchmarks.crashes import CALIBRATION
 from edge.audit import audit
 from edge.clock import SystemClock
+from edge.evidence import Choice, EvidenceFolder
 from edge.journal import SqliteJournal
 from edge.verdict import Missing, Outcome, Verdict
 from engines import console
 from engines.atomic import write_file
 from engines.bench import machine
+
+_RUN = "20240101T000000.000000Z-1"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,11 +48,17 @@ def _run(arguments: argparse.Namespace) -> int:
         disk_ms = _time_disk(Path(name) / "bare", rows)
         path = Path(name) / "journal.db"
         announce_ms, verdict_ms = _time_rows(path, rows)
+        busy_ms, pictures = _time_rows_with_evidence(Path(name), rows)
         size = path.stat().st_size
         begun = time.perf_counter()
         report = audit(path)
         audited = report.rows / (time.perf_counter() - begun)
-    timed = {"announcement": announce_ms, "verdict row, with fsync": verdict_ms, "4 KiB and fsync, no journal": disk_ms}
+    timed = {
+        "announcement": announce_ms,
+        "verdict row, with fsync": verdict_ms,
+        f"the same beside {pictures} pictures": busy_ms,
+        "4 KiB and fsync, no journal": disk_ms,
+    }
     table = [(what, *(f"{np.percentile(times, q):.3f}" for q in (50, 95, 99, 100))) for what, times in timed.items()]
     console.table(f"{rows} parts", ("ms", "p50", "p95", "p99", "max"), table)
     second = rows / ((sum(announce_ms) + sum(verdict_ms)) / 1e3)
@@ -60,10 +70,29 @@ def _run(arguments: argparse.Namespace) -> int:
     return console.DONE if report.broken is None else console.NO
 
 
+def _time_rows_with_evidence(folder: Path, rows: int) -> tuple[list[float], int]:
+    """Milliseconds of each verdict while pictures of 0.8 MB wait to be written all the time, and how many were written."""
+    picture = np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8)
+    journal = SqliteJournal(folder / "busy.db", _RUN, CALIBRATION, SystemClock())
+    evidence = EvidenceFolder(
+        folder / "evidence", _RUN, journal, Choice(every=1, near=0), quota_bytes=10**9, waiting=2, complain=console.warn
+    )
+    _, verdict_ms = _time_parts(journal, rows, lambda verdict: evidence.offer(picture, verdict))
+    evidence.close()
+    journal.close()
+    return verdict_ms, evidence.counts.written
+
+
 def _time_rows(path: Path, rows: int) -> tuple[list[float], list[float]]:
     """Milliseconds of each announcement and of each verdict."""
+    journal = SqliteJournal(path, _RUN, CALIBRATION, SystemClock())
+    times_ms = _time_parts(journal, rows, lambda verdict: None)
+    journal.close()
+    return times_ms
+
+
+def _time_parts(journal: SqliteJournal, rows: int, after: Callable[[Verdict], None]) -> tuple[list[float], list[float]]:
     clock = SystemClock()
-    journal = SqliteJournal(path, "20240101T000000.000000Z-1", CALIBRATION, clock)
     announce_ms, verdict_ms = [], []
     for part in range(1, rows + 1):
         arrival = Missing(part, clock.now_ns(), f"line-1/parts/{part}.png", "")
@@ -71,7 +100,7 @@ def _time_rows(path: Path, rows: int) -> tuple[list[float], list[float]]:
         verdict = Verdict(part, Outcome.PASS, 0.512345, 1.234567, 12.3, reason, arrival.source)
         announce_ms.append(_time_ms(lambda arrival=arrival: journal.announce(arrival)))  # type: ignore[misc]
         verdict_ms.append(_time_ms(lambda verdict=verdict: journal.verdict(verdict)))  # type: ignore[misc]
-    journal.close()
+        after(verdict)
     return announce_ms, verdict_ms
 
 

@@ -61,7 +61,8 @@ class SqliteJournal:
     fsync, which costs microseconds: the operating system has it then, and after a kill the next start records the part as
     FAULT. A power cut may take the announcement with it. Such a part did not pass either, and the next start records that
     the run was interrupted, and after which part. An fsync for each announcement would name that one part, and hold up
-    every other part for as long as its own verdict does.
+    every other part for as long as its own verdict does. In the other direction a row says more than was done: a PASS whose
+    row was being written when the process died may be the last one before `interrupted`, and its part was rejected.
 
     A part row that follows another of the same run and part replaces it: that happens only where writing the first one
     made the part late, or where the reject line did not take it. Parts whose rows could not be written are FAULTs; the

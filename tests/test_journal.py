@@ -474,6 +474,15 @@ def test_a_death_before_the_tables_were_made_leaves_an_empty_journal(path: Path)
     assert audit(path).rows == 0
 
 
+def test_a_file_system_without_write_ahead_logs_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = sqlite3.connect
+    monkeypatch.setattr("edge.journal.sqlite3.connect", lambda path, **options: real(":memory:", **options))
+    with pytest.raises(StationError, match="without write-ahead logs; put the journal on a local disk"):
+        opened(path)
+    monkeypatch.undo()
+    opened(path).close()  # the lock went with the refusal
+
+
 def test_a_damaged_file_says_what_to_do(path: Path) -> None:
     journal = opened(path)
     for part in range(1, 100):
