@@ -212,7 +212,7 @@ def _inspect(config: StationConfig, calibration: Calibration) -> int:
             _print_statistics(station.statistics, time.monotonic() - begun)
     if evidence is not None:
         counts = evidence.counts
-        lost = f"{counts.dropped} dropped, {counts.failed} failed, {counts.deleted} deleted for the quota"
+        lost = f"{counts.dropped} dropped, {counts.no_room} without room, {counts.failed} failed, {counts.deleted} deleted"
         console.say(f"wrote {counts.written} pictures to {evidence.folder}; {lost}")
     console.say(f"wrote {config.journal}")
     return console.NO if station.statistics.outcomes[Outcome.FAULT] > 0 else console.DONE

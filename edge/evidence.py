@@ -62,10 +62,19 @@ class Choice:
 
 @dataclass
 class Counts:
-    """What became of the pictures that were to be kept; `dropped` found the queue full or no room within the quota."""
+    """What became of the pictures that were to be kept.
+
+    Attributes:
+        written: to the disk.
+        dropped: the queue was full.
+        no_room: within the quota.
+        failed: could not be written.
+        deleted: earlier ones, for the quota.
+    """
 
     written: int = 0
     dropped: int = 0
+    no_room: int = 0
     failed: int = 0
     deleted: int = 0
 
@@ -167,6 +176,9 @@ class EvidenceFolder:
         if sys.platform == "linux":  # a thread's own priority is Linux's: the cores belong to the network and the search
             with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+        with contextlib.suppress(OSError):
+            for half in self.folder.glob("*/.*.png.*.tmp"):  # a kill came while it was written
+                half.unlink()
         for path, size in stored(self.folder):
             self._hold(path, size)
         while (picture := self._next()) is not None:
@@ -185,7 +197,7 @@ class EvidenceFolder:
         verdict = picture.verdict
         data = encode_png(picture.image)
         if not self._make_room(len(data), verdict.outcome):
-            self.counts.dropped += 1
+            self.counts.no_room += 1
             return
         name = f"{self._run}/{verdict.part:08d}-{verdict.outcome.value}.png"
         write_file(self.folder / name, data)
@@ -222,7 +234,8 @@ def stored(folder: Path) -> list[tuple[Path, int]]:
     found = []
     with contextlib.suppress(OSError):
         for path in folder.glob("*/*.png"):
-            if _NAME.fullmatch(path.name):
-                status = path.stat()
-                found.append((status.st_mtime_ns, path, status.st_size))
+            with contextlib.suppress(FileNotFoundError):  # deleted for the quota in this moment
+                if _NAME.fullmatch(path.name):
+                    status = path.stat()
+                    found.append((status.st_mtime_ns, path, status.st_size))
     return [(path, size) for _, path, size in sorted(found)]

@@ -148,7 +148,7 @@ def test_a_pass_takes_the_place_of_no_other_outcome(tmp_path: Path) -> None:
         evidence.offer(textured(0), verdict(part, outcome))
     evidence.close()
     assert names(tmp_path) == ["run/00000001-REJECT.png", "run/00000002-FAULT.png"]
-    assert (evidence.counts.dropped, evidence.counts.deleted) == (1, 0)
+    assert (evidence.counts.no_room, evidence.counts.deleted) == (1, 0)
 
 
 def test_a_picture_larger_than_the_quota_deletes_nothing(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_picture_larger_than_the_quota_deletes_nothing(tmp_path: Path) -> None
     evidence.offer(textured(0, (128, 128)), verdict(2, Outcome.REJECT))
     evidence.close()
     assert names(tmp_path) == ["run/00000001-PASS.png"]
-    assert evidence.counts.dropped == 1
+    assert evidence.counts.no_room == 1
 
 
 def test_what_earlier_runs_left_counts_and_goes_first(tmp_path: Path) -> None:
@@ -173,6 +173,14 @@ def test_what_earlier_runs_left_counts_and_goes_first(tmp_path: Path) -> None:
     later.close()
     assert names(tmp_path) == ["earlier/00000001-PASS.png", "earlier/mine.png", "later/00000001-PASS.png"]
     assert [path.name for path, _ in stored(tmp_path)] == ["00000001-PASS.png", "00000001-PASS.png"]
+
+
+def test_what_a_kill_left_half_written_goes(tmp_path: Path) -> None:
+    half = tmp_path / "killed" / ".00000007-PASS.png.x1y2.tmp"
+    half.parent.mkdir()
+    half.write_bytes(b"half")
+    opened(tmp_path, FakeLedger())[0].close()
+    assert not half.exists()
 
 
 def test_folders_of_runs_go_with_their_last_picture(tmp_path: Path) -> None:
@@ -194,7 +202,7 @@ def test_the_quota_holds_whatever_comes(tmp_path_factory: pytest.TempPathFactory
     kept = stored(folder)
     assert sum(size for _, size in kept) <= quota
     counts = evidence.counts
-    assert (counts.written + counts.dropped, counts.failed, complaints) == (len(parts), 0, [])
+    assert (counts.written + counts.no_room, counts.failed, complaints) == (len(parts), 0, [])
     assert counts.written - counts.deleted == len(kept)
 
 
