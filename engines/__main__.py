@@ -18,7 +18,7 @@ from engines import EngineError, console
 from engines.atomic import write_file
 from engines.bench import ALONE, bench
 from engines.build import build_engine
-from engines.bundle import PRECISIONS, Adaptation, Bundle, Choice, load_bundle
+from engines.bundle import Adaptation, Bundle, Choice, load_bundle
 from engines.extractors import backends
 from engines.images import encode_png, list_images, read_image
 from engines.inspector import Inspector, anomaly_map, overlay
@@ -47,11 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         backend=False,
     )
     build.add_argument("--backend", default="tensorrt", choices=("tensorrt", "tensorrt-rtx"), help="default: %(default)s")
-    build.add_argument("--precision", default="fp16", choices=PRECISIONS, help="default: %(default)s")
+    build.add_argument("--precision", default="fp16", choices=("fp32", "fp16", "int8"), help="default: %(default)s")
     build.add_argument(
         "--workspace-mb", type=console.positive_int, metavar="MB", help="memory to try kernels with (default: TensorRT's own)"
     )
-    build.add_argument("--timing-cache", type=Path, metavar="FILE", help="makes the next build faster; made if not there")
+    build.add_argument("--timing-cache", type=Path, metavar="FILE", help="makes TensorRT's next build faster")
     timing = _command(commands, "bench", _bench, "time each stage on this machine")
     timing.add_argument("--repeats", default=100, type=console.positive_int, help="default: %(default)s")
     timing.add_argument("--every", action="store_true", help="time all there is here, whatever is chosen above")

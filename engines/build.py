@@ -23,6 +23,7 @@ from engines.trt import TensorRT, load_tensorrt, make_trt_extractor, target_of
 from engines.verify import GoldenResult, allowed_difference, verify_golden
 
 Capability = tuple[int, int]
+TIMED = "tensorrt"  # the backend that times kernels when it builds
 _KEPT_LINES = 100  # of the log, in the record
 
 
@@ -65,13 +66,17 @@ def build_engine(
         backend: `tensorrt` or `tensorrt-rtx`.
         precision: of the graph, one that the bundle offers.
         workspace_mb: see `build_plan`.
-        timing_cache: file that makes the next build faster; made where there is none.
+        timing_cache: file that makes the next build faster, with TensorRT alone; made where there is none.
         progress: called with (golden images done, in all), after the build.
 
     Raises:
         EngineError: no runtime, GPU or graph of that precision, the build failed, or the engine cannot be run or written. What
             was installed before still is.
     """
+    if precision == "int8-cpu":
+        raise EngineError("int8-cpu is the graph for ONNX Runtime on a processor; build int8, which is TensorRT's")
+    if timing_cache is not None and backend != TIMED:
+        raise EngineError(f"{backend} times nothing and has no timing cache; leave --timing-cache out")
     graph = bundle.graph(precision)
     runtime = load_tensorrt(backend)
     known = timing_cache.read_bytes() if timing_cache is not None and timing_cache.is_file() else b""
@@ -130,7 +135,7 @@ def build_plan(
         runtime: that compiles.
         graph: ONNX file's bytes.
         workspace_mb: memory that the build may try kernels with, in MiB; None leaves it to TensorRT.
-        timing_cache: of an earlier build on this GPU; one of another GPU or version is ignored.
+        timing_cache: of an earlier build on this GPU; one of another GPU or version is ignored. TensorRT for RTX has none.
         capabilities: compute capabilities (major, minor) to build for; none is this machine's GPU. TensorRT for RTX alone
             builds for others, and without a GPU.
 
@@ -155,9 +160,10 @@ def build_plan(
     if capabilities:
         config.num_compute_capabilities = len(capabilities)
         for index, (major, minor) in enumerate(capabilities):
-            if not config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{major}{minor}"), index):
-                raise EngineError(f"TensorRT cannot build for compute capability {major}.{minor} ({runtime.said()})")
-    cache = _use_timing_cache(config, timing_cache)
+            known = getattr(trt.ComputeCapability, f"SM{major}{minor}", None)
+            if known is None or not config.set_compute_capability(known, index):
+                raise EngineError(f"TensorRT {runtime.version} knows no compute capability {major}.{minor}; use a newer one")
+    cache = _use_timing_cache(config, timing_cache) if runtime.backend == TIMED else None
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise EngineError(
@@ -168,7 +174,7 @@ def build_plan(
 
 
 def _use_timing_cache(config: Any, data: bytes) -> Any:
-    """The cache that a build fills; None where the runtime has none, as TensorRT for RTX."""
+    """The cache that a build fills; None where the runtime makes none."""
     cache = config.create_timing_cache(data)
     if cache is None or not config.set_timing_cache(cache, False):
         cache = config.create_timing_cache(b"")  # what was kept is of another GPU or version

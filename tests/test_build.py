@@ -59,7 +59,7 @@ def test_other_gpus_are_built_for_where_they_are_named(tensorrt_rtx: FakeTensorR
     assert tensorrt_rtx.built[0].capabilities == ["SM86", "SM89"]
     assert tensorrt_rtx.built[0].workspace is None
     tensorrt_rtx.failing = "capability"
-    with pytest.raises(EngineError, match=r"cannot build for compute capability 8\.6"):
+    with pytest.raises(EngineError, match=r"knows no compute capability 8\.6"):
         build_plan(load_tensorrt("tensorrt-rtx"), feature_graph(SIZE), capabilities=((8, 6),))
 
 
@@ -94,6 +94,13 @@ def test_a_timing_cache_is_used_kept_and_left_where_it_does_not_fit(
     tensorrt.failing = "no cache"
     build_engine(bundle, "tensorrt", "fp32", timing_cache=tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_what_has_no_purpose_on_a_gpu_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="int8-cpu is the graph for ONNX Runtime on a processor; build int8"):
+        build_engine(bundle, "tensorrt", "int8-cpu")
+    with pytest.raises(EngineError, match="tensorrt-rtx times nothing and has no timing cache; leave --timing-cache out"):
+        build_engine(bundle, "tensorrt-rtx", "fp32", timing_cache=tmp_path / "cache")
 
 
 # --- the proof

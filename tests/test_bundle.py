@@ -27,11 +27,13 @@ from engines.bundle import (
     ImageRecord,
     Input,
     Method,
+    Variant,
     check_replaceable,
     load_bundle,
     pack_npz,
 )
 from engines.images import pixel_digest
+from engines.verify import TOLERANCE, allowed_difference
 from tests.fakes import cells, feature_graph, flat, flip_byte, textured, tiny_provenance, write_tiny_bundle
 
 Arrays = dict[str, Any]
@@ -391,3 +393,94 @@ def test_records_refuse_unknown_keys_and_changes() -> None:
     with pytest.raises(ValidationError):
         GoldenCheck.model_validate({**check.model_dump(), "typo": 1})
     assert tiny_provenance().images == ()
+
+
+# ---- further precisions
+
+OFFERED = Variant(precision="fp16", images=60, max_difference=0.03, flips=0, offered=True)
+REFUSED = Variant(precision="int8", images=60, max_difference=0.4, flips=2, offered=False, reason="2 of 60 decisions flip")
+
+
+def test_a_bundle_holds_the_graphs_that_it_offers(tmp_path: Path) -> None:
+    half = feature_graph(convolution=True)
+    write_tiny_bundle(tmp_path / "b", variants=(OFFERED, REFUSED), graphs={"fp16": half})
+    bundle = load_bundle(tmp_path / "b")
+    assert (tmp_path / "b/features-fp16.onnx").read_bytes() == bundle.graph("fp16") == half
+    assert bundle.graph("fp32") == feature_graph()
+    assert bundle.manifest.variants == (OFFERED, REFUSED)
+    assert bundle.manifest.variant("fp32") is None
+
+
+@pytest.mark.parametrize(
+    ("precision", "message"),
+    [
+        ("int8", r"b: int8 is not offered \(2 of 60 decisions flip\); it has fp32, fp16: choose one of these"),
+        ("int8-cpu", "b: no int8-cpu, it has fp32, fp16; choose one of these, or add it with `train export`"),
+        ("int4", "precision 'int4', expected one of: fp32, fp16, int8, int8-cpu; this bundle has fp32, fp16"),
+    ],
+)
+def test_a_precision_that_is_not_there_is_refused_with_the_remedy(tmp_path: Path, precision: str, message: str) -> None:
+    write_tiny_bundle(tmp_path / "b", variants=(OFFERED, REFUSED), graphs={"fp16": feature_graph()})
+    with pytest.raises(EngineError, match=message):
+        load_bundle(tmp_path / "b").graph(precision)
+
+
+def test_a_damaged_variant_is_refused(tmp_path: Path) -> None:
+    write_tiny_bundle(tmp_path / "b", variants=(OFFERED,), graphs={"fp16": feature_graph()})
+    flip_byte(tmp_path / "b/features-fp16.onnx")
+    with pytest.raises(EngineError, match=r"features-fp16.onnx: damaged"):
+        load_bundle(tmp_path / "b")
+
+
+def test_a_bundle_from_before_there_were_variants_loads(tmp_path: Path) -> None:
+    write_tiny_bundle(tmp_path / "b")
+    path = tmp_path / "b/manifest.json"
+    document = json.loads(path.read_text())
+    assert document.pop("variants") == []
+    path.write_text(json.dumps(document))
+    assert set(load_bundle(tmp_path / "b").graphs) == {"fp32"}
+
+
+@pytest.mark.parametrize(
+    ("variants", "graphs", "message"),
+    [
+        ((OFFERED,), {}, r"offers \['fp16'\], has files for \[\]"),
+        ((), {"fp16": b"x"}, r"offers \[\], has files for \['fp16'\]"),
+        ((REFUSED,), {"int8": b"x"}, r"offers \[\], has files for \['int8'\]"),
+        ((OFFERED, OFFERED), {"fp16": b"x"}, "expected each precision once"),
+    ],
+)
+def test_what_is_offered_and_what_is_there_must_be_the_same(
+    tmp_path: Path, variants: tuple[Variant, ...], graphs: dict[str, bytes], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        write_tiny_bundle(tmp_path / "b", variants=variants, graphs=graphs)
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"precision": "fp32"}, "fp32 is listed as a variant"),
+        ({"reason": "slow"}, "fp16 is offered with a reason"),
+        ({"offered": False}, "fp16 is not offered without a reason"),
+        ({"flips": 1}, "fp16 is offered with 1 flips"),
+        ({"max_difference": None}, "difference None"),
+    ],
+)
+def test_a_variant_must_fit_together(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Variant.model_validate({**OFFERED.model_dump(), **changes})
+
+
+def test_a_variant_in_cells() -> None:
+    assert OFFERED.cells() == ("fp16", "60", "0.03", "0", "offered")
+    unknown = REFUSED.model_copy(update={"max_difference": None})
+    assert unknown.cells() == ("int8", "60", "-", "2", "not offered: 2 of 60 decisions flip")
+
+
+def test_a_further_precision_may_differ_by_what_it_did_when_it_was_made(tmp_path: Path) -> None:
+    write_tiny_bundle(tmp_path / "b", variants=(OFFERED, REFUSED), graphs={"fp16": feature_graph()})
+    manifest = load_bundle(tmp_path / "b").manifest
+    assert allowed_difference(manifest, "fp32") == TOLERANCE
+    assert allowed_difference(manifest, "fp16") == pytest.approx(TOLERANCE + 0.03)

@@ -15,10 +15,10 @@ from calibration import CalibrationError
 from calibration.__main__ import main
 from calibration.fit import fit_calibration
 from calibration.record import load_calibration
-from engines.bundle import load_bundle
+from engines.bundle import Variant, load_bundle
 from engines.images import encode_png
 from engines.inspector import Inspector, Score
-from tests.fakes import flat, textured, write_pictures, write_tiny_bundle
+from tests.fakes import feature_graph, flat, textured, write_pictures, write_tiny_bundle
 
 GOOD = [flat(grey) for grey in (129, 126, 132, 123, 135, 137, 138, 117, 140)]  # farther and farther from grey 128
 IN_BANK = textured(5)
@@ -220,3 +220,13 @@ def test_a_picture_of_another_size_is_named(tmp_path: Path, good: list[Path]) ->
         pytest.raises(CalibrationError, match=rf"{good[2]}: frame is 80 x 64"),
     ):
         fit_calibration(sized, good, station="s", camera="c", rate=0.2, who="w")
+
+
+@pytest.mark.usefixtures("good")
+def test_the_door_calibrates_the_precision_that_the_station_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    variant = Variant(precision="fp16", images=2, max_difference=0.0, flips=0, offered=True)
+    write_tiny_bundle(tmp_path / "bundle", variants=(variant,), graphs={"fp16": feature_graph(convolution=True)})
+    assert fit(tmp_path, "--precision", "fp16") == 0
+    assert load_calibration(tmp_path / "line-1.json").precision == "fp16"
+    assert fit(tmp_path, "--precision", "int8") == 2
+    assert "no int8, it has fp32, fp16" in capsys.readouterr().err

@@ -20,8 +20,8 @@ from edge.__main__ import main
 from edge.camera import Camera, FolderCamera
 from edge.check import Check, check_station
 from edge.config import StationConfig, load_config
-from engines.bundle import GOLDEN, MANIFEST, pack_npz
-from tests.fakes import FakeClock, flip_byte, write_station
+from engines.bundle import GOLDEN, MANIFEST, Variant, load_bundle, pack_npz
+from tests.fakes import FakeClock, feature_graph, flip_byte, write_station, write_tiny_bundle
 
 
 @pytest.fixture
@@ -56,10 +56,10 @@ def start(config: Path) -> int:
     return main(["run", "--config", str(config)])
 
 
-def replay(config: Path) -> int:
+def replay(config: Path, *more: str) -> int:
     root = config.parent
     where = ["--bundle", str(root / "bundle"), "--calibration", str(root / "line-1.json"), "--images", str(root / "parts")]
-    return main(["replay", *where, "--threads", "1", "--deadline-ms", "60000", "--journal", str(root / "journal.jsonl")])
+    return main(["replay", *where, "--threads", "1", "--deadline-ms", "60000", "--journal", str(root / "journal.jsonl"), *more])
 
 
 def test_a_good_station_has_no_faults_and_nothing_is_written(config: Path) -> None:
@@ -238,3 +238,20 @@ def test_a_deadline_that_no_verdict_can_meet_is_a_fault(config: Path) -> None:
     config.write_text("".join(line for line in text.splitlines(True) if "deadline_ms" not in line) + "deadline_ms: 0.000001\n")
     (fault,) = looked_at(config)["speed"].faults
     assert "deadline 1e-06 ms: every part would be a FAULT" in fault
+
+
+def test_a_calibration_of_another_precision_is_a_fault(config: Path) -> None:
+    root = config.parent
+    variant = Variant(precision="fp16", images=2, max_difference=0.0, flips=0, offered=True)
+    write_tiny_bundle(root / "bundle", variants=(variant,), graphs={"fp16": feature_graph(convolution=True)})
+    recalibrate(root, bundle_digest=load_bundle(root / "bundle").digest)
+    assert not looked_at(config)["calibration fits"].faults
+    replace(config, "threads: 1", "threads: 1\nprecision: fp16")
+    faults = looked_at(config)["calibration fits"].faults
+    assert faults[0] == "calibration is for precision fp32, loaded is fp16; calibrate this station again"
+    assert "calibration is for engine" in faults[1]
+    assert start(config) == 2
+    assert replay(config) == 0
+    assert replay(config, "--precision", "fp16") == 2
+    replace(config, "precision: fp16", "precision: int8")
+    assert "no int8, it has fp32, fp16" in looked_at(config)["bundle"].faults[0]

@@ -209,3 +209,12 @@ def test_files_that_cannot_be_read(path: Path, tmp_path: Path) -> None:
 def test_a_byte_order_mark_is_no_fault(path: Path) -> None:
     path.write_text(GOOD, encoding="utf-8-sig")
     assert load_config(path).station == "line-1"
+
+
+def test_the_precision_is_fp32_unless_given(path: Path) -> None:
+    assert load_config(path).precision == "fp32"
+    path.write_text(GOOD + "precision: fp16\n")
+    assert load_config(path).precision == "fp16"
+    path.write_text(GOOD + "precision: int4\n")
+    (fault,) = faults_of(path)
+    assert "'precision' is 'int4'; input should be 'fp32', 'fp16', 'int8' or 'int8-cpu'" in fault

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from engines.__main__ import main
-from engines.bundle import GOLDEN, load_bundle
+from engines.bundle import GOLDEN, Variant, load_bundle
 from engines.images import encode_png, read_image
-from tests.fakes import flat, flip_byte, tiny_adaptation, write_tiny_bundle
+from tests.fakes import feature_graph, flat, flip_byte, tiny_adaptation, write_pictures, write_tiny_bundle
 
 
 @pytest.fixture
@@ -139,3 +139,19 @@ def test_score_names_what_it_cannot_score_goes_on_and_ends_with_2(tmp_path: Path
     first, second = read.err.splitlines()
     assert first.startswith(f"error: {parts / '1.png'}: not an image")
     assert second.startswith(f"error: {parts / '2.png'}: frame is 80 x 64 pixels, expected 64 x 64")
+
+
+def test_a_precision_is_chosen_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    offered = Variant(precision="fp16", images=40, max_difference=0.02, flips=0, offered=True)
+    refused = Variant(precision="int8", images=40, max_difference=0.5, flips=3, offered=False, reason="3 of 40 decisions flip")
+    half = feature_graph(convolution=True)
+    path = tmp_path / "bundle"
+    write_tiny_bundle(path, golden=(flat(128), flat(160)), variants=(offered, refused), graphs={"fp16": half})
+    told = info_of(path, capsys)
+    assert told["precision fp16"].startswith("offered; scores differ by 0.02 of the spread")
+    assert told["precision int8"].startswith("not offered: 3 of 40 decisions flip; ")
+    for command in (["verify"], ["score", str(write_pictures(tmp_path, [flat(128)])[0])], ["bench", "--repeats", "1"]):
+        assert main([command[0], "--bundle", str(path), "--precision", "fp16", *command[1:]]) == 0
+    assert "onnxruntime fp16 (CPUExecutionProvider)" in capsys.readouterr().out
+    assert main(["verify", "--bundle", str(path), "--precision", "int8"]) == 2
+    assert "int8 is not offered" in capsys.readouterr().err

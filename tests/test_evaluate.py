@@ -12,10 +12,10 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from engines import EngineError
-from engines.bundle import Bundle, load_bundle
+from engines.bundle import Bundle, Variant, load_bundle
 from engines.images import Image, encode_png
 from engines.inspector import Inspector
-from tests.fakes import FakeExtractor, cells, tiny_adaptation, tiny_choice, write_tiny_bundle
+from tests.fakes import FakeExtractor, cells, feature_graph, tiny_adaptation, tiny_choice, write_tiny_bundle
 from train import TrainError
 from train.adaptation_plots import adaptation_facts
 from train.choice_plots import choice_facts
@@ -373,3 +373,20 @@ def test_report_folder_may_not_be_a_file_or_another_page(tmp_path: Path) -> None
         check_report_folder(tmp_path)
     with pytest.raises(TrainError, match="a file, expected"):
         check_report_folder(tmp_path / "index.html")
+
+
+def test_report_says_which_precision_was_evaluated_and_which_are_offered(tmp_path: Path) -> None:
+    dataset = mvtec(tmp_path / "data")
+    offered = Variant(precision="fp16", images=40, max_difference=0.02, flips=0, offered=True)
+    refused = Variant(precision="int8", images=40, max_difference=0.5, flips=3, offered=False, reason="3 of 40 decisions flip")
+    graphs = {"fp16": feature_graph(convolution=True)}
+    bundle = bundle_at(tmp_path / "further", variants=(offered, refused), graphs=graphs)
+    found = evaluate(bundle, dataset, precision="fp16")
+    assert found.precision == "fp16"
+    text = write_report(tmp_path / "report", found, bundle, dataset).read_text(encoding="utf-8")
+    assert "<dt>Precision</dt><dd>fp16</dd>" in text
+    section = text.split("<h2>Precisions</h2>")[1].split("<h2>")[0]
+    assert "<td>fp16</td><td>40</td><td>0.02</td><td>0</td><td>offered</td>" in section
+    assert "<td>3</td><td>not offered: 3 of 40 decisions flip</td>" in section
+    plain = bundle_at(tmp_path / "plain")
+    assert "<h2>Precisions</h2>" not in write_report(tmp_path / "other", found, plain, dataset).read_text(encoding="utf-8")

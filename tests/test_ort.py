@@ -15,6 +15,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from engines import EngineError
+from engines import ort as module
 from engines.bundle import Bundle, load_bundle
 from engines.extractors import make_extractor
 from engines.ort import OnnxRuntimeExtractor
@@ -94,6 +95,85 @@ def test_the_number_of_threads_does_not_change_the_embeddings() -> None:
     tensor = np.random.default_rng(0).normal(size=(1, 3, 64, 64)).astype(np.float32)
     one, two = (load(feature_graph(), threads).extract(tensor) for threads in (1, 2))
     np.testing.assert_allclose(one, two, atol=1e-6)
+
+
+GPU_BACKENDS = {"onnxruntime-cuda": "CUDAExecutionProvider", "onnxruntime-tensorrt": "TensorrtExecutionProvider"}
+
+
+@pytest.mark.parametrize("backend", GPU_BACKENDS)
+def test_a_provider_that_is_not_installed_is_refused_with_what_is(backend: str, bundle: Bundle) -> None:
+    if GPU_BACKENDS[backend] in module.onnxruntime.get_available_providers():
+        pytest.skip(f"{GPU_BACKENDS[backend]} is installed here")
+    message = rf"'{backend}' needs {GPU_BACKENDS[backend]}, ONNX Runtime \S+ here has .*CPUExecutionProvider.*; install"
+    with pytest.raises(EngineError, match=message):
+        make_extractor(bundle, backend)
+
+
+class FakeRuntime:
+    """ONNX Runtime with GPU providers, of which each session takes `taken`, or fails with `error`."""
+
+    __version__ = "9.9"
+
+    def __init__(self, taken: str, error: Exception | None = None) -> None:
+        self.entries: dict[str, str] = {}
+        self.asked: list[tuple[list[str], int]] = []
+        runtime = self
+
+        class SessionOptions:
+            def add_session_config_entry(self, name: str, value: str) -> None:
+                runtime.entries[name] = value
+
+        class Input:
+            name = "image"
+
+        class InferenceSession:
+            def __init__(self, graph: bytes, options: object, *, providers: list[str], enable_fallback: int) -> None:
+                runtime.asked.append((providers, enable_fallback))
+                if error is not None:
+                    raise error
+
+            def get_inputs(self) -> list[Input]:
+                return [Input()]
+
+            def get_providers(self) -> list[str]:
+                return [taken, "CPUExecutionProvider"]
+
+            def run(self, outputs: None, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+                return [np.zeros((64, 3), np.float32)]
+
+        self.SessionOptions, self.InferenceSession = SessionOptions, InferenceSession
+
+    def get_available_providers(self) -> list[str]:
+        return [*GPU_BACKENDS.values(), "CPUExecutionProvider"]
+
+
+@pytest.mark.parametrize("backend", GPU_BACKENDS)
+def test_a_gpu_provider_runs_the_whole_graph_and_says_so(backend: str, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = FakeRuntime(GPU_BACKENDS[backend])
+    monkeypatch.setattr(module, "onnxruntime", runtime)
+    extractor = make_extractor(bundle, backend)
+    assert (extractor.backend, extractor.provider, extractor.precision) == (backend, GPU_BACKENDS[backend], "fp32")
+    assert runtime.asked == [([GPU_BACKENDS[backend]], 0)]  # no other provider, no second attempt
+    assert runtime.entries["session.disable_cpu_ep_fallback"] == "1"
+
+
+def test_a_provider_that_gives_way_to_the_cpu_is_an_error(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "onnxruntime", FakeRuntime("CPUExecutionProvider"))
+    with pytest.raises(EngineError, match="to run in CUDAExecutionProvider, ONNX Runtime took CPUExecutionProvider instead"):
+        make_extractor(bundle, "onnxruntime-cuda")
+
+
+def test_a_provider_that_fails_is_an_error_with_its_reason(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "onnxruntime", FakeRuntime("CUDAExecutionProvider", RuntimeError("no device")))
+    with pytest.raises(EngineError, match=r"\(no device\); check that this machine can run CUDAExecutionProvider"):
+        make_extractor(bundle, "onnxruntime-cuda")
+
+
+def test_on_the_cpu_nothing_is_said_of_fallback(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = FakeRuntime("CPUExecutionProvider")
+    monkeypatch.setattr(module, "onnxruntime", runtime)
+    assert make_extractor(bundle).provider == "CPUExecutionProvider"
+    assert "session.disable_cpu_ep_fallback" not in runtime.entries
 
 
 def run(script: str, *arguments: object) -> str:

@@ -167,20 +167,3 @@ def test_a_graph_that_cannot_be_converted_is_refused_with_the_remedy() -> None:
         convert(b"nonsense", "fp16", [])
     with pytest.raises(TrainError, match="precision 'fp32', expected fp16, int8 or int8-cpu"):
         convert(residual_graph(), "fp32", [])
-
-
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_tensorrt_for_rtx_parses_it_and_builds_for_two_boards(converted: dict[str, bytes], precision: str) -> None:
-    reason = "TensorRT for RTX is not installed: pip install '.[tensorrt-rtx]'"
-    pytest.importorskip("tensorrt_rtx_libs", reason=reason)
-    trt = pytest.importorskip("tensorrt_rtx_bindings", reason=reason)
-    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
-    strongly = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    network = builder.create_network(0 if strongly is None else 1 << int(strongly))
-    parser = trt.OnnxParser(network, builder.logger)
-    assert parser.parse(converted[precision]), [parser.get_error(number).desc() for number in range(parser.num_errors)]
-    config = builder.create_builder_config()
-    config.num_compute_capabilities = 2
-    config.set_compute_capability(trt.ComputeCapability.SM86, 0)
-    config.set_compute_capability(trt.ComputeCapability.SM89, 1)
-    assert builder.build_serialized_network(network, config) is not None

@@ -229,3 +229,18 @@ def test_audit_lists_images_that_cannot_be_embedded(tmp_path: Path, capsys: pyte
     assert all(name in complained for name in ("00-tiny.png", "99-other.png", "broken.png"))
     assert "05.png" not in complained
     assert not (tmp_path / "b").exists()
+
+
+def test_fit_adds_precisions_where_asked_and_says_how_where_not(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["fit", "--data", str(data), "--out", str(tmp_path / "bundle"), *QUICK, "--k", "3"]
+    assert main(words) == 0
+    assert "`train export` adds fp16 and int8" in capsys.readouterr().out
+    assert main([*words, "--precisions", "int8,fp16"]) == 0
+    bundle = load_bundle(tmp_path / "bundle")
+    assert [variant.precision for variant in bundle.manifest.variants] == ["fp16", "int8"]
+    assert set(bundle.graphs) == {"fp32", *(one.precision for one in bundle.manifest.variants if one.offered)}
+    said = capsys.readouterr().out
+    assert "precisions, held against fp32" in said
+    assert f"digest {bundle.digest[:12]}" in said

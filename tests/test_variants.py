@@ -5,8 +5,10 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import pytest
 
@@ -116,6 +118,21 @@ def test_ranges_are_measured_on_images_of_the_bank(bundle: Bundle, data: Path) -
     tensors = list(calibration_inputs(bundle, bank))
     assert [tensor.tobytes() for tensor in tensors] == [bundle.preprocessor()(picture).tobytes() for picture in PICTURES]
     assert len(list(calibration_inputs(bundle, bank * 20))) == 32
+
+
+def test_defects_are_drawn_on_what_is_judged(tmp_path: Path) -> None:
+    def judged(**settings: Any) -> npt.NDArray[np.bool_] | None:
+        write_tiny_bundle(tmp_path / "judged", **settings)
+        return module._judged_pixels(load_bundle(tmp_path / "judged"))
+
+    assert judged() is None
+    mask = np.zeros((80, 96), bool)
+    mask[:, 90:] = True
+    expected = np.zeros((80, 96), bool)
+    expected[4:68, 30:94] = True
+    assert np.array_equal(judged(roi=(30, 4, 64, 64), frame_size=(80, 96)), expected)
+    assert np.array_equal(judged(mask=mask), ~mask)
+    assert np.array_equal(judged(roi=(30, 4, 64, 64), mask=mask), expected & ~mask)
 
 
 def test_the_door_prints_the_table(bundle: Bundle, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
