@@ -2,6 +2,8 @@
 
 `python -m benchmarks.peer --data DIR` gives both the same ResNet18 weights, the same good images, the same number of bank
 rows and the same number of threads. Then decoded uint8 images go in and verdicts come out, in turns of a few images each.
+Where other programs run, threads that wait for each other lose most, and the peer has more of them: there, trust
+`--threads 1` with `OMP_NUM_THREADS=1` alone.
 anomalib is optional and serves this comparison alone: pip install anomalib, in an environment of its own.
 """
 
