@@ -95,8 +95,9 @@ class VerdictFirst:
         exact = np.full(len(embeddings), -np.inf, np.float32)
         best = -np.inf
         first, further = _WINDOWS
-        for chosen in np.split(order, range(first, len(order), further)):
-            if ceilings[chosen[0]] <= best:
+        for next_ones in np.split(order, range(first, len(order), further)):
+            chosen = next_ones[ceilings[next_ones] > best]
+            if len(chosen) == 0:
                 break
             patches = self._windows.patches(chosen)
             patches = patches[np.isneginf(exact[patches])]
