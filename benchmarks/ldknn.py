@@ -115,7 +115,7 @@ def _compare(
         _PEER: lambda image: index.search(image, 1)[1][:, 0],
         "torch cdist": lambda image: torch.cdist(torch.from_numpy(image), bank).min(dim=1).indices.numpy(),
         "scikit-learn brute": lambda image: brute.kneighbors(image, return_distance=False)[:, 0],
-        "this, the map": search.score,
+        "this, the map": first.patches,
         "this, the image score": first.score,
     }
     taken: dict[str, list[float]] = {method: [] for method in methods}
