@@ -26,6 +26,7 @@ Progress = Callable[[int, int], None]
 
 QUERY_BLOCK = 512
 _BATCH = 4 * QUERY_BLOCK  # queries that are in work at a time
+_FEW = QUERY_BLOCK // 2  # queries, up to which smaller blocks of rows give all threads something to do
 ROW_BLOCK = 2048  # products of 512 queries with 2,048 rows are 4 MiB: near the cache, and the same whatever the bank
 _KEPT = 3  # nearest rows of a block that are looked at again where rounding could have swapped them
 _SPARE = 4  # candidates kept beyond K, so that float32 rounding cannot push a true neighbour out
@@ -111,7 +112,8 @@ class LDKNN:
     def _search_batch(self, queries: Floats, squared: Floats, index: npt.NDArray[np.int64]) -> None:
         """Search up to _BATCH queries into `squared` and `index`: blocks by blocks of rows, then each block's nearest."""
         parts = [slice(start, start + QUERY_BLOCK) for start in range(0, len(queries), QUERY_BLOCK)]
-        blocks = -(-len(self._rows) // ROW_BLOCK)
+        height = ROW_BLOCK if len(queries) > _FEW else ROW_BLOCK // 4
+        blocks = -(-len(self._rows) // height)
         minus_twice = np.multiply(queries, np.float32(-2), out=self._rooms.get("minus twice", queries.shape))
         value = self._rooms.get("value", (len(queries), blocks * _KEPT))
         row = self._rooms.get("row", (len(queries), blocks * _KEPT), np.int64)
@@ -119,7 +121,8 @@ class LDKNN:
         def compare(number: int) -> None:
             block, part = number // len(parts), parts[number % len(parts)]
             columns = slice(block * _KEPT, (block + 1) * _KEPT)
-            self._least(minus_twice[part], block * ROW_BLOCK, value[part, columns], row[part, columns])
+            rows = slice(block * height, min((block + 1) * height, len(self._rows)))
+            self._least(minus_twice[part], rows, value[part, columns], row[part, columns])
 
         def choose(number: int) -> None:
             part = parts[number]
@@ -133,17 +136,16 @@ class LDKNN:
         self.workers.each(compare, blocks * len(parts))
         self.workers.each(choose, len(parts))
 
-    def _least(self, minus_twice: Floats, start: int, value: Floats, row: npt.NDArray[np.int64]) -> None:
-        """The _KEPT least of |c|^2 - 2 q.c among the rows of a block, into `value` and `row`, (q, _KEPT) each."""
-        stop = min(start + ROW_BLOCK, len(self._rows))
+    def _least(self, minus_twice: Floats, rows: slice, value: Floats, row: npt.NDArray[np.int64]) -> None:
+        """The _KEPT least of |c|^2 - 2 q.c among some rows, into `value` and `row`, (q, _KEPT) each."""
         every = np.arange(len(minus_twice))
-        products = self._rooms.get("products", (len(minus_twice), stop - start))
-        np.matmul(minus_twice, self._rows[start:stop].T, out=products)
-        products += self._norms[start:stop]
+        products = self._rooms.get("products", (len(minus_twice), rows.stop - rows.start))
+        np.matmul(minus_twice, self._rows[rows].T, out=products)
+        products += self._norms[rows]
         for place in range(_KEPT):
             column = products.argmin(axis=1)
             value[:, place] = products[every, column]
-            row[:, place] = column + start
+            row[:, place] = column + rows.start
             products[every, column] = np.inf
 
     def _choose(self, queries: Floats, minus_twice: Floats, value: Floats, row: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
