@@ -235,6 +235,38 @@ def test_a_death_between_parts_is_recorded_too(path: Path) -> None:
     assert events(path)[-1] == ("interrupted", {"run": "first", "last_part": None, "in_flight": 0})
 
 
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes]:
+    """A journal of 20 parts as it lies on the disk while the station runs: the file and its write-ahead log."""
+    path = tmp_path_factory.mktemp("running") / "journal.db"
+    journal = opened(path, "first")
+    journal.event("started", {})
+    for part in range(1, 21):
+        keep(journal, part)
+    journal.announce(arrival(21))
+    data = path.read_bytes(), Path(f"{path}-wal").read_bytes()
+    killed(journal)
+    return data
+
+
+@given(share=st.floats(0, 1), torn=st.binary(max_size=50), zeros=st.integers(0, 9000))
+def test_whatever_of_the_log_a_power_cut_took_a_whole_beginning_is_left(
+    tmp_path_factory: pytest.TempPathFactory, log: tuple[bytes, bytes], share: float, torn: bytes, zeros: int
+) -> None:
+    path = tmp_path_factory.mktemp("cut") / "journal.db"
+    path.write_bytes(log[0])
+    Path(f"{path}-wal").write_bytes(log[1][: round(share * len(log[1]))] + torn + bytes(zeros))
+    journal = opened(path, "second")
+    keep(journal, 1)
+    journal.close()
+    assert audit(path).broken is None
+    rows = [row for row in journal_rows(path) if row["kind"] == "part" and row["run"] == "first"]
+    assert [row["part"] for row in rows] == list(range(1, len(rows) + 1))
+    assert all(row["outcome"] == "PASS" for row in rows[:-1])  # only the last one may have been in flight
+    assert len(rows) < 21 or rows[20]["outcome"] == "FAULT"
+    assert (len(rows) == 21) or share < 1
+
+
 def test_a_run_that_stopped_was_not_interrupted(path: Path) -> None:
     journal = opened(path, "first")
     journal.event("started", {})
