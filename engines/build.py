@@ -19,12 +19,11 @@ from engines.cuda import Gpu
 from engines.engine_file import SCHEMA, EngineRecord, write_engine
 from engines.inspector import Scorer
 from engines.ldknn import Progress
-from engines.trt import TensorRT, load_tensorrt, make_trt_extractor, target_of
+from engines.trt import TensorRT, load_tensorrt, make, make_trt_extractor, target_of
 from engines.verify import GoldenResult, allowed_difference, verify_golden
 
 Capability = tuple[int, int]
 TIMED = "tensorrt"  # the backend that times kernels when it builds
-_KEPT_LINES = 100  # of the log, in the record
 
 
 @dataclass(frozen=True)
@@ -79,18 +78,16 @@ def build_engine(
         raise EngineError(f"{backend} times nothing and has no timing cache; leave --timing-cache out")
     graph = bundle.graph(precision)
     runtime = load_tensorrt(backend)
-    known = timing_cache.read_bytes() if timing_cache is not None and timing_cache.is_file() else b""
+    known = _read_cache(timing_cache)
     with contextlib.ExitStack() as opened:
         gpu = opened.enter_context(Gpu())
         started = time.monotonic()
         with gpu.current():
             built = build_plan(runtime, graph, workspace_mb=workspace_mb, timing_cache=known)
         seconds = time.monotonic() - started
+        sha256 = hashlib.sha256(built.plan).hexdigest()
+        target = target_of(bundle, runtime, gpu, precision)
         opened.pop_all()  # the extractor's from here on
-    if timing_cache is not None and built.timing_cache:
-        write_file(timing_cache, built.timing_cache)
-    sha256 = hashlib.sha256(built.plan).hexdigest()
-    target = target_of(bundle, runtime, gpu, precision)
     manifest = bundle.manifest
     extractor = make_trt_extractor(bundle, runtime, gpu, built.plan, sha256, precision)
     with contextlib.closing(extractor):
@@ -116,9 +113,12 @@ def build_engine(
         workspace_mb=workspace_mb,
         seconds=seconds,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        log=tuple(runtime.log[-_KEPT_LINES:]),
+        log=tuple(runtime.log),
     )
-    return BuildResult(record, golden, write_engine(bundle.path, record, built.plan) if golden.passed else None)
+    folder = write_engine(bundle.path, record, built.plan) if golden.passed else None
+    if timing_cache is not None and built.timing_cache:  # last, so that a disk without room for it costs no engine
+        write_file(timing_cache, built.timing_cache)
+    return BuildResult(record, golden, folder)
 
 
 def build_plan(
@@ -144,16 +144,13 @@ def build_plan(
     """
     trt = runtime.module
     runtime.log.clear()
-    try:
-        builder = trt.Builder(runtime.logger)
-    except TypeError:  # how its Python interface says that there is none
-        raise EngineError(f"TensorRT cannot build on this machine ({runtime.said()}); check that it has a GPU") from None
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, runtime.logger)
+    builder = make(runtime, trt.Builder, runtime.logger)
+    network = make(runtime, builder.create_network, 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = make(runtime, trt.OnnxParser, network, runtime.logger)
     if not parser.parse(graph):
         wrong = "; ".join(str(parser.get_error(index).desc()) for index in range(parser.num_errors))
         raise EngineError(f"TensorRT {runtime.version} cannot parse the graph ({wrong}); export it again")
-    config = builder.create_builder_config()
+    config = make(runtime, builder.create_builder_config)
     config.clear_flag(trt.BuilderFlag.TF32)  # float32 is float32
     if workspace_mb is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mb << 20)
@@ -171,6 +168,15 @@ def build_plan(
             " give --workspace-mb less"
         )
     return Built(bytes(plan), b"" if cache is None else bytes(cache.serialize()))
+
+
+def _read_cache(path: Path | None) -> bytes:
+    if path is None or not path.exists():
+        return b""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise EngineError(f"{path}: cannot be read ({error.strerror}); give another path") from None
 
 
 def _use_timing_cache(config: Any, data: bytes) -> Any:

@@ -191,9 +191,9 @@ class Gpu:
         with contextlib.suppress(EngineError), self.current():  # after a failure of the GPU there is nothing left to free
             for memory in self._memory.values():
                 memory.free()
-        # PyCUDA releases each with its last reference, the primary context after what lives in it
-        self._memory, self._pinned = {}, []
-        self._stream = None
+            # PyCUDA releases each with its last reference, and only where the context is current
+            self._memory, self._pinned, self._stream = {}, [], None
+        self._memory, self._pinned, self._stream = {}, [], None
         self._context = None
 
     def __enter__(self) -> Gpu:

@@ -29,7 +29,8 @@ class Target(Record):
         bundle: digest of the bundle.
         precision: of the graph.
         backend, version: the runtime, and its version.
-        gpu, capability: the GPU's name and compute capability (major, minor).
+        gpu, capability, multiprocessors: the GPU's name, compute capability (major, minor) and size: on Jetsons the name is
+            the family's, and an Orin Nano's would be an AGX Orin's.
     """
 
     bundle: str
@@ -38,6 +39,7 @@ class Target(Record):
     version: str
     gpu: str
     capability: tuple[int, int]
+    multiprocessors: Positive
 
 
 class EngineRecord(Record):
@@ -78,7 +80,7 @@ class EngineFile:
 def folder_of(bundle: Path, target: Target) -> Path:
     """Where an engine is kept: beside the bundle, in `<bundle>.engines`."""
     gpu = re.sub(r"[^a-z0-9]+", "-", target.gpu.lower()).strip("-")
-    name = f"{target.backend}-{target.version}-{gpu}-{target.precision}-{target.bundle[:12]}"
+    name = f"{target.backend}-{target.version}-{gpu}-{target.multiprocessors}sm-{target.precision}-{target.bundle[:12]}"
     return _shelf(bundle) / name
 
 

@@ -128,7 +128,8 @@ class Grouped:
             # not "below": beyond float32 a minimum or a limit is not a number, and then nothing may be ruled out
             left = ~(minima[part] > limit[part, None])
             first = self._by_density[left[:, self._by_density].argmax(axis=1)]
-            highest[part] = self._highest(reached, self._least_density[first])
+            bound = self._highest(reached, self._least_density[first])
+            highest[part] = np.where(np.isfinite(limit[part]), bound, np.nan)
 
         self._search.workers.each(project, len(parts))
         self._find_nearest_looking(query, minima.argmin(axis=1), nearest)
@@ -270,7 +271,8 @@ class Grouped:
 
         With dot products of n terms off by at most n units times the product of the norms (Higham 2002, section 3.1):
         each of m projected coordinates by about (d + 2) units of |q|; |q|^2 and |P'q|^2, and with them the square of the
-        residual, by `slack`; and the product in m + 2 dimensions by (m + 4) units of its terms' norms.
+        residual, by `slack`; the product in m + 2 dimensions by (m + 4) units of its terms' norms, and `length` by as many
+        units of itself.
         """
         d, m = self._directions.shape
         norm = np.sqrt(squared)
@@ -280,7 +282,7 @@ class Grouped:
             + np.minimum(np.sqrt(slack), slack / np.maximum(residual, 1e-30))  # the residual
             + 4 * _UNIT * (norm + self._reach)  # the centre, and z(b) to float32
         )
-        product = (m + 4) * _UNIT * (2 * np.sqrt(length) * self._reach + self._reach**2)
+        product = (m + 4) * _UNIT * (2 * np.sqrt(length) * self._reach + self._reach**2 + length)
         farthest = np.sqrt(reached) * (1 + d * _UNIT) + moved
         return farthest**2 - length + product
 

@@ -164,6 +164,8 @@ class LDKNN:
         for number in np.flatnonzero(crowded):
             near = self._norms + self._rows @ minus_twice[number]
             candidates = np.flatnonzero(near <= near.min() + rounding[number])
+            if len(candidates) == 0:  # beyond float32: whatever row, its distance is not finite
+                continue
             index[number] = self._nearest_of(queries, np.full_like(candidates, number), candidates)[0]
         return np.asarray(index)
 

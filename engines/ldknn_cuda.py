@@ -273,11 +273,17 @@ class CudaLDKNN:
         Raises:
             EngineError: wrong shape or dtype, or the GPU failed.
         """
-        return float(self._one(embeddings)[0][0])
+        return float(self.one(embeddings)[0][0])
 
     def map(self, embeddings: Floats) -> Floats:
         """Patch scores of one image, float32 (rows, columns); NaN where a patch is ignored. Raises as `score`."""
-        return self._one(embeddings)[1][0]
+        return self.one(embeddings)[1][0]
+
+    def one(self, embeddings: Floats) -> tuple[Floats, Floats]:
+        """Score float32 (1,) and map float32 (1, rows, columns) of float32 (patches, d). Raises as `score`."""
+        if np.shape(embeddings) != (self._judged.size, self._dim):
+            raise EngineError(f"embeddings is {_named(embeddings)}, expected float32 ({self._judged.size}, {self._dim})")
+        return self.images(embeddings)
 
     def images(self, embeddings: Floats) -> tuple[Floats, Floats]:
         """Scores float32 (b,) and maps float32 (b, rows, columns) of b images: float32 (b * patches, d).
@@ -314,7 +320,9 @@ class CudaLDKNN:
         """Scores float32 (b,) and maps float32 (b, rows, columns) of what was enqueued last, after the stream is empty."""
         _, maps, scores = self._shared
         taken = maps.array[: images * self._judged.size]
-        return scores.array[:images].copy(), taken.reshape(images, *self._judged.shape).copy()
+        answer = scores.array[:images].copy(), taken.reshape(images, *self._judged.shape).copy()
+        scores.array[:images] = np.nan  # a run that writes nothing must not give the last image's score again
+        return answer
 
     def close(self) -> None:
         """Give the GPU's memory back; may be called twice."""
@@ -336,11 +344,6 @@ class CudaLDKNN:
         if self._kernels is None:
             raise EngineError("the search on the GPU is closed; open it again")
         return self._kernels
-
-    def _one(self, embeddings: Floats) -> tuple[Floats, Floats]:
-        if np.shape(embeddings) != (self._judged.size, self._dim):
-            raise EngineError(f"embeddings is {_named(embeddings)}, expected float32 ({self._judged.size}, {self._dim})")
-        return self.images(embeddings)
 
     def _plan(self, images: int) -> Plan:
         return Plan(images * self._judged.size, self._rows, self._dim, self._judged.size, self._gpu.multiprocessors)

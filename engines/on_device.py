@@ -63,12 +63,13 @@ class GpuSearch:
 
     def judge(self, embeddings: Floats) -> Score:
         """Score an image by its embeddings, float32 (patches, d). Raises EngineError."""
-        return _answer(*self._twin.images(embeddings))
+        return _answer(*self._twin.one(embeddings))  # more would move the memory that was recorded
 
     def close(self) -> None:
         """Give the GPU's memory back; may be called twice."""
         if self._repeated is not None:
             self._repeated.close()
+            self._repeated = None  # it holds this object, which would wait for the garbage collector with the GPU's memory
         self._own.close()
 
     def _enqueue(self) -> None:

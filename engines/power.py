@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import statistics
@@ -12,7 +13,7 @@ from types import TracebackType
 _INTERVAL_MS = "100"
 _COMMANDS = {
     "tegrastats": ("--interval", _INTERVAL_MS),
-    "nvidia-smi": ("--query-gpu=power.draw", "--format=csv,noheader,nounits", "-lms", _INTERVAL_MS),
+    "nvidia-smi": ("-i", "0", "--query-gpu=power.draw", "--format=csv,noheader,nounits", "-lms", _INTERVAL_MS),
 }
 _RAIL = re.compile(r"\b(V\w+) (\d+)mW/")  # VDD_IN 4950mW/4870mW: now, and the mean since it was started
 _WHOLE = ("VDD_IN", "VIN")  # rails that all others are fed from
@@ -63,6 +64,7 @@ def parse_watts(line: str) -> float | None:
         whole = [rails[name] for name in _WHOLE if name in rails]
         return whole[0] if whole else sum(rails.values())
     try:
-        return float(line)
+        watts = float(line)
     except ValueError:
         return None
+    return watts if math.isfinite(watts) else None

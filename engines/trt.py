@@ -9,7 +9,10 @@ from __future__ import annotations
 import contextlib
 import importlib
 import threading
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,7 @@ from engines.engine_file import Target, read_engine
 
 _OLDEST = (10, 3)  # of TensorRT: JetPack 6.2's
 _SAID = 5  # last lines of its log in an error
+_KEPT = 100  # lines of the log
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,12 @@ class TensorRT:
     backend: str
     module: Any
     version: str
-    log: list[str]
+    log: deque[str]
     logger: Any
 
     def said(self) -> str:
         """The end of the log, for an error's message."""
-        return "; ".join(self.log[-_SAID:]) or "it logged nothing"
+        return "; ".join(list(self.log)[-_SAID:]) or "it logged nothing"
 
 
 # backend -> (modules, the last of which is the runtime; how to get it)
@@ -54,8 +58,9 @@ _RUNTIMES = {
 }
 
 
+@cache  # TensorRT keeps a pointer to the first logger as long as the process lives
 def load_tensorrt(backend: str) -> TensorRT:
-    """Import a runtime.
+    """Import a runtime, once.
 
     Args:
         backend: `tensorrt` or `tensorrt-rtx`.
@@ -71,7 +76,7 @@ def load_tensorrt(backend: str) -> TensorRT:
     version = str(module.__version__)
     if backend == "tensorrt" and tuple(int(part) for part in version.split(".")[:2]) < _OLDEST:
         raise EngineError(f"TensorRT {version}, expected {'.'.join(map(str, _OLDEST))} or newer; use JetPack 6.2 or newer")
-    log: list[str] = []
+    log: deque[str] = deque(maxlen=_KEPT)
     return TensorRT(backend, module, version, log, _make_logger(module, log))
 
 
@@ -94,6 +99,7 @@ def target_of(bundle: Bundle, runtime: TensorRT, gpu: Gpu, precision: str) -> Ta
         version=runtime.version,
         gpu=gpu.name,
         capability=gpu.capability,
+        multiprocessors=gpu.multiprocessors,
     )
 
 
@@ -166,10 +172,12 @@ class TensorRTExtractor:
         self._engine: Any = None
         self._context: Any = None
         self._repeated: Repeated | None = None
+        self._given: Any = None
+        self._taken: Any = None
         try:
             with gpu.current():
                 # the object that made an engine must outlive it
-                self._maker = runtime.module.Runtime(runtime.logger)
+                self._maker = make(runtime, runtime.module.Runtime, runtime.logger)
                 self._engine = self._maker.deserialize_cuda_engine(plan)
                 if self._engine is None:
                     raise EngineError(f"TensorRT refuses the engine ({runtime.said()}); build it again on this machine")
@@ -200,7 +208,7 @@ class TensorRTExtractor:
         assert self._repeated is not None  # an open one has it
         self._repeated.enqueue()
         self.gpu.wait()
-        return self._taken.array.copy()
+        return np.array(self._taken.array)
 
     def give(self, tensor: npt.NDArray[np.float32]) -> None:
         """Put one image, float32 (1, 3, h, w), where `enqueue` takes it from. Raises EngineError."""
@@ -235,8 +243,13 @@ class TensorRTExtractor:
         """Release the engine and the GPU; may be called twice."""
         if self._repeated is not None:
             self._repeated.close()
-        # TensorRT frees GPU memory when these go, the context before the engine, each while the GPU is there
+        with contextlib.suppress(EngineError), self.gpu.current():  # closed already, there is nothing left to free
+            # TensorRT frees GPU memory when these go, the context before the engine, each while the GPU is there
+            self._context = None
+            self._engine = None
+            self._maker = None
         self._repeated = self._context = self._engine = self._maker = None
+        self._given = self._taken = None
         self.gpu.close()
 
     def _extract_there(self) -> None:
@@ -264,7 +277,18 @@ class TensorRTExtractor:
         return ordered
 
 
-def _make_logger(module: Any, lines: list[str]) -> Any:
+def make(runtime: TensorRT, maker: Callable[..., Any], *arguments: Any) -> Any:
+    """One of the runtime's objects. Raises EngineError where it makes none, which its Python interface says in two ways."""
+    try:
+        made = maker(*arguments)
+    except TypeError:
+        made = None
+    if made is None:
+        raise EngineError(f"{runtime.backend} {runtime.version} cannot be used here ({runtime.said()}); check GPU and driver")
+    return made
+
+
+def _make_logger(module: Any, lines: deque[str]) -> Any:
     """TensorRT's logger, which keeps warnings and errors."""
     kept = {
         module.ILogger.INTERNAL_ERROR: "internal error",

@@ -60,7 +60,9 @@ class VerdictFirst:
             patches = patches[np.isneginf(exact[patches])]
             if len(patches) > 0:
                 exact[patches] = self._grouped.score(bounded, patches)
-            best = max(best, float(self._windows.means(exact.reshape(self._judged.shape))[chosen].max()))
+            best = float(np.maximum(best, self._windows.means(exact.reshape(self._judged.shape))[chosen].max()))
+            if np.isnan(best):  # with which nothing compares
+                break
         return best
 
     def patches(self, embeddings: Floats) -> Floats:

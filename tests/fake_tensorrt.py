@@ -11,6 +11,7 @@ import enum
 import sys
 import threading
 import weakref
+from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from engines.trt import load_tensorrt
 from tests.fake_gpu import STREAM, FakeDriver
 
 _MAGIC = b"fake plan "
@@ -217,17 +219,21 @@ class _Context:
 
 
 @pytest.fixture
-def tensorrt(driver: FakeDriver, library: Any, monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
+def tensorrt(driver: FakeDriver, library: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorRT]:
     """TensorRT 10.3 on the GPU that is this processor."""
     fake = FakeTensorRT("tensorrt", driver)
+    load_tensorrt.cache_clear()
     monkeypatch.setitem(sys.modules, "tensorrt", fake)
-    return fake
+    yield fake
+    load_tensorrt.cache_clear()
 
 
 @pytest.fixture
-def tensorrt_rtx(driver: FakeDriver, library: Any, monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
+def tensorrt_rtx(driver: FakeDriver, library: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorRT]:
     """TensorRT for RTX on the GPU that is this processor."""
     fake = FakeTensorRT("tensorrt_rtx_bindings", driver, "1.7.1.116")
+    load_tensorrt.cache_clear()
     monkeypatch.setitem(sys.modules, "tensorrt_rtx_libs", ModuleType("tensorrt_rtx_libs"))
     monkeypatch.setitem(sys.modules, "tensorrt_rtx_bindings", fake)
-    return fake
+    yield fake
+    load_tensorrt.cache_clear()

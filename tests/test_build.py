@@ -72,7 +72,7 @@ def test_a_graph_that_does_not_parse_is_refused_with_what_was_said(tensorrt: Fak
     ("failing", "said"),
     [
         ("build", r"could not build the engine \(error: out of memory\); where memory was short.*--workspace-mb less"),
-        ("builder", r"cannot build on this machine \(error: no device\); check that it has a GPU"),
+        ("builder", r"cannot be used here \(error: no device\); check GPU and driver"),
     ],
 )
 def test_a_build_that_fails_says_why(failing: str, said: str, tensorrt: FakeTensorRT) -> None:
@@ -103,6 +103,19 @@ def test_what_has_no_purpose_on_a_gpu_is_refused(bundle: Bundle, tmp_path: Path)
         build_engine(bundle, "tensorrt-rtx", "fp32", timing_cache=tmp_path / "cache")
 
 
+def test_a_timing_cache_that_cannot_be_written_costs_no_engine(
+    bundle: Bundle, tensorrt: FakeTensorRT, driver: FakeDriver, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(EngineError):
+        build_engine(bundle, "tensorrt", "fp32", timing_cache=tmp_path / "file" / "cache")
+    assert driver.memory == {}
+    make_extractor(bundle, "tensorrt").close()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(EngineError, match="folder: cannot be read"):
+        build_engine(bundle, "tensorrt", "fp32", timing_cache=tmp_path / "folder")
+
+
 # --- the proof
 
 
@@ -110,7 +123,7 @@ def test_an_engine_is_proved_and_installed_with_its_record(bundle: Bundle, tenso
     result = build_engine(bundle, "tensorrt", "fp32", workspace_mb=64)
     assert result.golden.passed
     assert result.folder == folder_of_engine(bundle)
-    assert result.folder.name == f"tensorrt-10.3.0-fake-orin-fp32-{bundle.digest[:12]}"
+    assert result.folder.name == f"tensorrt-10.3.0-fake-orin-2sm-fp32-{bundle.digest[:12]}"
     record = json.loads((result.folder / "engine.json").read_text())
     assert record["target"] == {
         "bundle": bundle.digest,
@@ -119,6 +132,7 @@ def test_an_engine_is_proved_and_installed_with_its_record(bundle: Bundle, tenso
         "version": "10.3.0",
         "gpu": "Fake Orin",
         "capability": [8, 7],
+        "multiprocessors": 2,
     }
     assert (record["images"], record["flips"], record["workspace_mb"]) == (4, 0, 64)
     assert record["max_difference"] < 1e-4
@@ -173,6 +187,7 @@ def test_engines_for_different_machines_stand_side_by_side(bundle: Bundle, tenso
     assert len(list(bundle.path.with_name("bundle.engines").iterdir())) == 2
     make_extractor(bundle, "tensorrt").close()
     tensorrt.__version__ = "10.16.0"
+    load_tensorrt.cache_clear()
     with pytest.raises(EngineError, match=r"no engine for tensorrt 10\.16\.0"):
         make_extractor(bundle, "tensorrt")
 
@@ -211,6 +226,7 @@ def test_a_damaged_engine_is_refused_before_tensorrt_sees_it(harm: str, bundle: 
         ({"target": {"bundle": "0" * 64}}, "built for bundle 0+, expected"),
         ({"target": {"capability": [8, 9]}}, r"built for capability \(8, 9\), expected \(8, 7\)"),
         ({"graph_sha256": "0" * 64}, "built from another graph"),
+        ({"target": {"multiprocessors": 16}}, "built for multiprocessors 16, expected 2"),
         ({"schema_version": 2}, "schema 2, expected 1"),
         ({"surprise": 1}, "surprise: Extra inputs are not permitted"),
         ({"bytes": 0}, "bytes: "),

@@ -144,7 +144,7 @@ def test_what_agrees_is_offered() -> None:
     ("rows", "decided", "ratio", "reason"),
     [
         ([row(0.01), row(0.4, flipped=True)], True, None, "1 of 2 decisions flip at the provisional threshold, expected 0"),
-        ([row(0.01), row(math.nan)], True, None, "a score is not a number"),
+        ([row(0.01), row(math.nan)], True, None, "a score is not a finite number"),
         ([row(0.2)], False, None, "no provisional threshold, and scores differ by 0.2 of the spread, expected 0.1 or less"),
         ([row(0.01)], True, 1.25, "features take 1.25 times as long as in fp32 on this machine, expected less than 1"),
     ],

@@ -139,8 +139,8 @@ def judge(precision: Precision, rows: Sequence[Compared], *, decided: bool, rati
     flips = sum(row.flipped for row in rows)
     worst = max((row.difference for row in rows), key=lambda value: (math.isnan(value), value))
     reason = None
-    if math.isnan(worst):
-        reason = "a score is not a number"
+    if not math.isfinite(worst):
+        reason = "a score is not a finite number"
     elif flips > 0:
         reason = f"{flips} of {len(rows)} decisions flip at the provisional threshold, expected 0"
     elif not decided and worst > CLEARANCE:
@@ -150,7 +150,7 @@ def judge(precision: Precision, rows: Sequence[Compared], *, decided: bool, rati
     return Variant(
         precision=precision,
         images=len(rows),
-        max_difference=None if math.isnan(worst) else worst,
+        max_difference=worst if math.isfinite(worst) else None,
         flips=flips,
         offered=reason is None,
         reason=reason,
