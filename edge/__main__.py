@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -19,10 +19,12 @@ from edge import StationError
 from edge.camera import Camera, FolderCamera, OpenCVCamera, VideoCamera
 from edge.check import binding_faults, check_station, self_test
 from edge.clock import SystemClock
-from edge.config import ConfigError, DryRun, FolderSource, StationConfig, load_config
+from edge.config import ConfigError, DryRun, FolderSource, StationConfig, load_config, rejector_setup
 from edge.journal import JsonLinesJournal
-from edge.rejector import DryRunRejector
+from edge.rejector import DryRunRejector, ProcessRejector, Rejector
+from edge.schedule import Count
 from edge.station import Station, Statistics
+from edge.trigger import TriggeredCamera
 from edge.verdict import Outcome, Verdict
 from edge.worker import InspectorThread
 from engines import __version__, console
@@ -74,12 +76,12 @@ def _replay(arguments: argparse.Namespace) -> int:
         rejector=DryRun(kind="dry-run"),
         journal=arguments.journal or arguments.calibration.parent / "journal.jsonl",
     )
-    return _inspect(config, calibration)
+    return _inspect(config, calibration, DryRunRejector)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config)
-    return _inspect(config, load_calibration(config.calibration))
+    return _inspect(config, load_calibration(config.calibration), lambda: ProcessRejector(rejector_setup(config)))
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -99,22 +101,29 @@ def _check(arguments: argparse.Namespace) -> int:
     return console.DONE if faults == 0 else console.NO
 
 
-def _inspect(config: StationConfig, calibration: Calibration) -> int:
+def _inspect(config: StationConfig, calibration: Calibration, open_rejector: Callable[[], Rejector]) -> int:
     """Refuse or run: nothing is judged before the bundle, the calibration and the self-test are in order."""
     bundle = load_bundle(config.bundle)
+
+    def beat() -> None:  # while the station waits for a score or a frame, which it does once the rejector is there
+        rejector.beat()
+
     with contextlib.ExitStack() as closing:  # from the last to the first, each even where another fails: the line first
-        scorer = InspectorThread(lambda: _open_trusted(bundle, config, calibration))
+        scorer = InspectorThread(lambda: _open_trusted(bundle, config, calibration), beat)
         closing.callback(scorer.close)
-        camera = _open_camera(config)
+        camera = _open_camera(config, beat)
         closing.callback(camera.close)
         started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         journal = JsonLinesJournal(config.journal, f"{started}/{os.getpid()}", bundle.digest)
         closing.callback(journal.close)
-        rejector = DryRunRejector()
+        rejector = open_rejector()
         closing.callback(rejector.close)
+        if isinstance(rejector, ProcessRejector) and not rejector.announced:
+            camera = TriggeredCamera(camera, rejector)
         journal.event("started", {"version": __version__, "station": config.station, "calibration": calibration.model_dump()})
         console.say(
-            f"{config.station} ready: threshold {calibration.threshold:.6g}, deadline {config.deadline_ms:g} ms, dry run"
+            f"{config.station} ready: threshold {calibration.threshold:.6g}, deadline {config.deadline_ms:g} ms,"
+            f" {_describe(config, rejector)}"
         )
         station = Station(
             scorer=scorer,
@@ -132,8 +141,11 @@ def _inspect(config: StationConfig, calibration: Calibration) -> int:
             reason = f"{type(error).__name__}: {error}".rstrip(": ")
             raise
         finally:
-            journal.event("stopped", {"parts": station.statistics.parts, "reason": reason})
+            counts = _counts(rejector)
+            journal.event("stopped", {"parts": station.statistics.parts, "reason": reason, **counts})
             _print_statistics(station.statistics, time.monotonic() - begun)
+            if counts:
+                console.say("rejector: " + ", ".join(f"{name} {count}" for name, count in counts["rejector"].items()))
     console.say(f"wrote {config.journal}")
     return console.NO if station.statistics.outcomes[Outcome.FAULT] > 0 else console.DONE
 
@@ -147,14 +159,31 @@ def _open_trusted(bundle: Bundle, config: StationConfig, calibration: Calibratio
     return inspector
 
 
-def _open_camera(config: StationConfig) -> Camera:
-    source = config.source
+def _open_camera(config: StationConfig, beat: Callable[[], None] = lambda: None) -> Camera:
+    source, clock = config.source, SystemClock(beat)
     if not isinstance(source, FolderSource):
-        return OpenCVCamera(source.device, SystemClock(), timeout_ms=source.timeout_ms)
+        # a thread of the camera's sleeps by its clock, and only the deciding loop may beat
+        return OpenCVCamera(source.device, SystemClock(), timeout_ms=source.timeout_ms, beat=beat)
     period_ns = 0 if source.fps is None else round(1e9 / source.fps)
     if source.path.is_dir():
-        return FolderCamera(source.path, SystemClock(), period_ns)
-    return VideoCamera(source.path, SystemClock(), period_ns)
+        return FolderCamera(source.path, clock, period_ns)
+    return VideoCamera(source.path, clock, period_ns)
+
+
+def _describe(config: StationConfig, rejector: Rejector) -> str:
+    lines = "dry run" if isinstance(config.rejector, DryRun) else f"lines by {config.rejector.driver}"
+    if not isinstance(rejector, ProcessRejector):
+        return lines
+    got = f"real-time priority {rejector.priority}" if rejector.priority > 0 else "no real-time priority"
+    return f"{lines}, rejector with {got}{', memory locked' if rejector.locked else ''}"
+
+
+def _counts(rejector: Rejector) -> dict[str, dict[str, int]]:
+    """End the rejector's process and say what it did; empty where there is none."""
+    if not isinstance(rejector, ProcessRejector):
+        return {}
+    rejector.close()
+    return {"rejector": {count.name.lower(): rejector.counts[count] for count in Count if rejector.counts[count] > 0}}
 
 
 def _print_verdict(verdict: Verdict) -> None:

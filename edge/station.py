@@ -101,6 +101,7 @@ class Station:
             StationError: the camera is lost, or the reject line cannot be driven.
         """
         for arrival in camera.frames():
+            self._rejector.beat()
             verdict = self.judge(arrival)
             self.statistics.add(verdict)
             on_verdict(verdict)
@@ -136,6 +137,7 @@ class Station:
     def _decide(self, arrival: Arrival, deadline: Deadline) -> Verdict:
         score: float | None = None
         try:
+            self._rejector.announce(arrival.part, arrival.trigger_ns)
             if isinstance(arrival, Missing):
                 outcome, reason = Outcome.FAULT, arrival.reason
             else:
