@@ -88,8 +88,8 @@ class Loop:
         """Wait for the next thing to do and do it; False at the end."""
         self._wait()
         now_ns = self._now_ns()
-        self._schedule.advance(now_ns)  # before anything that came meanwhile: was this process held up?
-        for edge in self._lines.edges():
+        # confirmations first: what came in time must not count as missing because this process was held up
+        for edge in sorted(self._lines.edges(), key=lambda edge: edge.name != "confirm"):
             self._edge(edge, now_ns)
         goes_on = self._listen(now_ns)
         self._schedule.advance(self._now_ns())

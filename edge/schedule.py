@@ -224,7 +224,8 @@ class Schedule:
             self._move()
 
     def confirm(self, now_ns: int, at_ns: int) -> None:
-        """The confirm sensor saw a rejected part."""
+        """The confirm sensor saw a rejected part; to be told before anything else of the same time."""
+        self._tick(now_ns)
         part = next((part for part in self._unconfirmed if part.opened_ns <= at_ns), None)
         if part is None:
             self.counts[Count.STRAY_CONFIRM] += 1
@@ -248,12 +249,7 @@ class Schedule:
 
     def advance(self, now_ns: int) -> None:
         """Bring everything up to now. A clock that went back is taken to stand still."""
-        if now_ns < self._now_ns:
-            self.counts[Count.CLOCK_BACK] += 1
-        self._now_ns = max(now_ns, self._now_ns)
-        if self._alive and self._now_ns >= self._silent_ns:
-            self._lose()
-        self._move()
+        self._tick(now_ns)
         confirm_ns = self.settings.confirm_ns
         if confirm_ns is not None:
             while self._unconfirmed and self._overdue(self._unconfirmed[0], confirm_ns):
@@ -261,8 +257,16 @@ class Schedule:
                 self.counts[Count.UNCONFIRMED] += 1
                 self._stop(f"{_name(part)} was rejected and the confirm sensor did not see it")
 
+    def _tick(self, now_ns: int) -> None:
+        if now_ns < self._now_ns:
+            self.counts[Count.CLOCK_BACK] += 1
+        self._now_ns = max(now_ns, self._now_ns)
+        if self._alive and self._now_ns >= self._silent_ns:
+            self._lose()
+        self._move()
+
     def _overdue(self, part: _Part, confirm_ns: int) -> bool:
-        return part.closed_ns is not None and self._now_ns > part.closed_ns + confirm_ns
+        return part.closed_ns is not None and self._now_ns >= part.closed_ns + confirm_ns
 
     def _add(self, number: int, trigger_ns: int, trigger: int) -> _Part:
         start = trigger + self.settings.travel
