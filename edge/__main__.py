@@ -1,4 +1,4 @@
-"""The edge door: `python -m edge replay|run|check`. The only place that chooses implementations."""
+"""The edge door: `python -m edge replay|run|check|lines|pulse`. The only place that chooses implementations."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import datetime
 import math
 import os
+import select
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from edge.check import binding_faults, check_station, self_test
 from edge.clock import SystemClock
 from edge.config import ConfigError, DryRun, FolderSource, StationConfig, load_config, rejector_setup
 from edge.journal import JsonLinesJournal
+from edge.lines import OUTPUTS, describe_line, open_lines
 from edge.rejector import DryRunRejector, ProcessRejector, Rejector
 from edge.schedule import Count
 from edge.station import Station, Statistics
@@ -54,6 +56,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     check = commands.add_parser("check", help="say all that would keep a station from starting")
     check.add_argument("--config", required=True, type=Path, metavar="FILE")
     check.set_defaults(run=_check)
+    lines = commands.add_parser("lines", help="show each line's level, and edges as they come")
+    lines.add_argument("--config", required=True, type=Path, metavar="FILE")
+    lines.add_argument("--seconds", type=console.positive_float, help="end after this time (default: at Ctrl-C)")
+    lines.set_defaults(run=_lines)
+    pulse = commands.add_parser("pulse", help="energise one output once, to try its wiring")
+    pulse.add_argument("--config", required=True, type=Path, metavar="FILE")
+    pulse.add_argument("--line", required=True, choices=OUTPUTS)
+    pulse.add_argument("--ms", type=console.positive_float, default=200.0, help="how long (default: %(default)g)")
+    pulse.add_argument("--yes", action="store_true", help="the conveyor is stopped and nobody's hands are near the ejector")
+    pulse.set_defaults(run=_pulse)
     arguments = parser.parse_args(argv)
     return console.run_door(arguments.run, arguments)
 
@@ -101,6 +113,33 @@ def _check(arguments: argparse.Namespace) -> int:
     return console.DONE if faults == 0 else console.NO
 
 
+def _lines(arguments: argparse.Namespace) -> int:
+    setup = rejector_setup(load_config(arguments.config))
+    end = math.inf if arguments.seconds is None else time.monotonic() + arguments.seconds
+    with contextlib.closing(open_lines(setup.driver, setup.lines)) as lines:
+        for spec in setup.lines:
+            console.say(f"{describe_line(spec)}: {'active' if lines.get(spec.name) else 'inactive'}")
+        while (left := end - time.monotonic()) > 0:
+            select.select(lines.filenos(), [], [], min(left, 1.0))
+            for edge in lines.edges():
+                console.say(f"{edge.at_ns / 1e9:.6f} s  {edge.name} {'active' if edge.active else 'inactive'}")
+    return console.DONE
+
+
+def _pulse(arguments: argparse.Namespace) -> int:
+    setup = rejector_setup(load_config(arguments.config))
+    if arguments.line not in [spec.name for spec in setup.lines]:
+        raise StationError(f"line '{arguments.line}' is not in the configuration; add it below rejector.lines")
+    if not arguments.yes:
+        raise StationError(f"this moves what is wired to '{arguments.line}'; stop the conveyor, keep clear, then add --yes")
+    with contextlib.closing(open_lines(setup.driver, setup.lines)) as lines:
+        lines.set(arguments.line, True)
+        time.sleep(arguments.ms / 1e3)
+        lines.set(arguments.line, False)
+    console.say(f"{arguments.line} was energised for {arguments.ms:g} ms ({setup.driver}), and is de-energised now")
+    return console.DONE
+
+
 def _inspect(config: StationConfig, calibration: Calibration, open_rejector: Callable[[], Rejector]) -> int:
     """Refuse or run: nothing is judged before the bundle, the calibration and the self-test are in order."""
     bundle = load_bundle(config.bundle)
@@ -136,6 +175,8 @@ def _inspect(config: StationConfig, calibration: Calibration, open_rejector: Cal
         begun = time.monotonic()
         try:
             station.run(camera, _print_verdict)
+            if isinstance(rejector, ProcessRejector):
+                rejector.drain()
             reason = "end of the source"
         except BaseException as error:
             reason = f"{type(error).__name__}: {error}".rstrip(": ")

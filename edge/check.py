@@ -11,7 +11,8 @@ from pathlib import Path
 
 from calibration.record import Calibration, load_calibration, mismatches
 from edge.camera import Camera
-from edge.config import StationConfig
+from edge.config import StationConfig, rejector_setup
+from edge.lines import describe_line, open_lines
 from engines import InspectionError
 from engines.bundle import load_bundle
 from engines.inspector import Inspector
@@ -65,7 +66,7 @@ def check_station(config: StationConfig, open_camera: Callable[[], Camera]) -> l
         checks.append(Check("source", config.source.kind))
     except InspectionError as error:
         checks.append(Check("source", config.source.kind, (str(error),)))
-    checks.append(_check_journal(config.journal))
+    checks += [_check_lines(config), _check_journal(config.journal)]
     return checks
 
 
@@ -121,6 +122,18 @@ def _check_speed(inspector: Inspector, deadline_ms: float) -> Check:
     if min(times_ms) <= deadline_ms:
         return Check("speed", found)
     return Check("speed", found, (f"{found}: every part would be a FAULT; raise deadline_ms or use a faster machine",))
+
+
+def _check_lines(config: StationConfig) -> Check:
+    """Can the lines be had? Opening them makes all outputs inactive, and so they reject, as before the start."""
+    setup = rejector_setup(config)
+    if setup.driver == "dry-run":
+        return Check("lines", "dry run: none is driven")
+    try:
+        open_lines(setup.driver, setup.lines).close()
+    except InspectionError as error:
+        return Check("lines", setup.driver, (str(error),))
+    return Check("lines", "; ".join(describe_line(spec) for spec in setup.lines))
 
 
 def _check_journal(path: Path) -> Check:

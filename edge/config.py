@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError
 
 from edge import StationError
-from edge.lines import LineSpec
+from edge.lines import OUTPUTS, LineSpec
 from edge.rejector_process import Setup
 from edge.schedule import Settings
 from engines.bundle import Precision
@@ -193,7 +193,7 @@ def rejector_setup(config: StationConfig) -> Setup:
             deadline_ns=deadline_ns,
             heartbeat_ns=heartbeat_ns,
         )
-        outputs = tuple(LineSpec(name, True, "dry-run", name) for name in ("reject", "ready", "fault", "heartbeat"))
+        outputs = tuple(LineSpec(name, True, "dry-run", name) for name in OUTPUTS)
         return Setup("dry-run", outputs, settings, log=None if rejector.log is None else str(rejector.log))
     _agree(rejector)
     encoder = rejector.lines.encoder is not None
@@ -218,7 +218,7 @@ def line_specs(rejector: Gpio) -> tuple[LineSpec, ...]:
     for name in LinesSection.model_fields:
         line: Line | None = getattr(rejector.lines, name)
         if line is not None:
-            output = name in ("reject", "ready", "fault", "heartbeat")
+            output = name in OUTPUTS
             chip = line.chip or rejector.chip
             specs.append(
                 LineSpec(name, output, chip, line.line, line.active == "low", line.bias, round(line.debounce_ms * 1e3))

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 from edge import StationError
 
 Driver = Literal["dry-run", "gpiod", "jetson"]
+OUTPUTS = ("reject", "ready", "fault", "heartbeat")
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,16 @@ def open_lines(driver: Driver, specs: Sequence[LineSpec], *, log: str | None = N
     if driver == "jetson":
         return JetsonLines(specs)
     return DryRunLines(specs, log, inputs)
+
+
+def describe_line(spec: LineSpec) -> str:
+    """One line for a person: what it is, where, and which level means what."""
+    level = "low" if spec.active_low else "high"
+    if spec.name == "reject":
+        means = f"{level} lets parts pass, {'high' if spec.active_low else 'low'} (de-energised) rejects"
+    else:
+        means = f"active {level}"
+    return f"{spec.name}: {'output' if spec.output else 'input'} {spec.line} of {spec.chip}, {means}"
 
 
 class DryRunLines:

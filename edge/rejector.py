@@ -20,6 +20,7 @@ from edge.wire import Flag, Kind, Message, pair, receive, send
 
 _START_S = 10.0
 _END_S = 2.0
+_DRAIN_NS = 5 * 10**9
 _HUNG = 10  # heartbeats that the rejector may be silent for
 
 
@@ -85,6 +86,7 @@ class ProcessRejector:
 
     def __init__(self, setup: Setup) -> None:
         """Start the process and wait until it drives its lines. Raises StationError when it cannot."""
+        self._settings = setup.settings
         self._heartbeat_ns = setup.settings.heartbeat_ns
         self.announced = setup.settings.announced
         self.priority = 0
@@ -159,6 +161,16 @@ class ProcessRejector:
             if left <= 0:
                 return None
             select.select([self._socket], [], [], min(left, self._heartbeat_ns / 4e9))
+
+    def drain(self) -> None:
+        """Wait, beating, until the parts in flight are past the ejector, where that takes no more than five seconds."""
+        settings = self._settings
+        flight_ns = settings.travel + settings.pulse
+        if not settings.encoder and flight_ns <= _DRAIN_NS:
+            end_ns = time.monotonic_ns() + flight_ns
+            while time.monotonic_ns() < end_ns:
+                time.sleep(settings.heartbeat_ns / 8e9)
+                self.beat()
 
     def close(self) -> None:
         """Have all parts rejected, take the report and end the process; may be called twice."""

@@ -7,6 +7,7 @@ is lost after 50 ms of silence.
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 
 import pytest
 from hypothesis import settings
@@ -518,7 +519,7 @@ class AnyOrder(RuleBasedStateMachine):
         """Whether a chain of windows, none farther than the separation from the next, leads from one to the other."""
         low, high = min(one, other), max(one, other)
         chain = [at for at in windows if low <= at <= high]
-        return all(b - a - PULSE <= self.separation for a, b in zip(chain, chain[1:], strict=False))
+        return all(b - a - PULSE <= self.separation for a, b in pairwise(chain))
 
 
 AnyOrder.TestCase.settings = settings(max_examples=150, stateful_step_count=60)
