@@ -18,6 +18,8 @@ from engines.bundle import Precision
 # strict: YAML reads `yes` as true, which would count as 1
 PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 NumberFromZero = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
+# the deciding loop shows that it turns every 20 ms while it waits
+HeartbeatMs = Annotated[float, Field(ge=50, allow_inf_nan=False, strict=True)]
 CountFromOne = Annotated[int, Field(ge=1, strict=True)]
 CountFromZero = Annotated[int, Field(ge=0, strict=True)]
 
@@ -89,7 +91,7 @@ class DryRun(_Section):
     """From trigger to ejector; none: the deadline."""
     pulse_ms: PositiveNumber = 20
     separation_ms: NumberFromZero = 0
-    heartbeat_ms: PositiveNumber = 100
+    heartbeat_ms: HeartbeatMs = 100
     log: Path | None = None
     """File for a row at each level that would have been driven."""
 
@@ -107,7 +109,7 @@ class Gpio(_Section):
     travel_pulses: CountFromOne | None = None
     pulse_pulses: CountFromOne | None = None
     separation_pulses: CountFromZero = 0
-    heartbeat_ms: PositiveNumber = 100
+    heartbeat_ms: HeartbeatMs = 100
     confirm_ms: PositiveNumber | None = None
     exit_ms: PositiveNumber | None = None
     exit_tolerance_ms: NumberFromZero = 5

@@ -189,6 +189,11 @@ def test_lines_by_offset_or_name(path: Path) -> None:
         ("line: 7,", "line: -7,", "station.yaml:16: 'rejector.lines.reject.line' is -7; expected an offset, 0 or more, or a"),
         ("active: low", "active: 0", "station.yaml:16: 'rejector.lines.reject.active' is 0; input should be 'high' or 'low'"),
         ("    reject: {line: 7, active: low}\n", "", "station.yaml:15: key 'rejector.lines.reject' is missing; add it"),
+        (
+            "pulse_ms: 20",
+            "pulse_ms: 20\n  heartbeat_ms: 20",
+            "station.yaml:21: 'rejector.heartbeat_ms' is 20; input should be gr",
+        ),
         ("pulse_ms: 20", "pulse_ms: yes", "station.yaml:20: 'rejector.pulse_ms' is True"),
         ("  pulse_ms: 20", "  pulse_ms: 20\n  driver: jetson", "station.yaml:12: Jetson.GPIO sets neither bias nor debounce"),
     ],
