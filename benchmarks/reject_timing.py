@@ -122,7 +122,7 @@ def _thread(parts: int) -> list[float]:
 def _trigger(parts: int, announce: Callable[[int, int], None], beat: Callable[[], None]) -> list[int]:
     """Compute as a vision process does, half in Python and half in NumPy; returns when each part's pulse is due."""
     bank = np.random.default_rng(0).normal(size=(256, 256))
-    due = []
+    due: list[int] = []
     next_ns = time.monotonic_ns() + _PERIOD_NS
     while len(due) < parts:
         bank @ bank
