@@ -244,8 +244,7 @@ class Schedule:
                 part.seen = True
                 return
         self.counts[Count.UNTRIGGERED] += 1
-        part = self._add(0, self._now_ns, trigger)
-        part.hopeless = part.seen = True
+        self._add(0, self._now_ns, trigger).seen = True  # no verdict can name it
 
     def advance(self, now_ns: int) -> None:
         """Bring everything up to now. A clock that went back is taken to stand still."""
@@ -317,8 +316,6 @@ class Schedule:
                     break
                 if other.fate or (other.fate is None and not other.passed):
                     return True
-                if other.fate is not None:
-                    break  # it was let go already
                 here += step
         return False
 

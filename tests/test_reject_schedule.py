@@ -359,6 +359,43 @@ def test_a_clock_that_goes_back_stands_still() -> None:
     assert line.schedule.counts[Count.CLOCK_BACK] == 2
 
 
+def test_a_clock_that_goes_back_does_not_make_a_late_pass_come_in_time() -> None:
+    line = Line()
+    number = line.part(30)
+    line.at(115).verdict(line.ns - 60 * MS, number, True)
+    line.at(500)
+    assert line.trace == [(0, False), (130, True), (140, False)]
+    assert line.schedule.counts[Count.LATE] == 1
+
+
+@pytest.mark.parametrize(("gap_ns", "together"), [(SEPARATION * MS, 1), (SEPARATION * MS + 1, 0)])
+def test_the_separation_to_the_nanosecond(gap_ns: int, together: int) -> None:
+    line = Line()
+    line.at(50).trigger(line.ns, line.ns - 20 * MS)
+    line.schedule.trigger(line.ns, line.ns - 20 * MS + PULSE * MS + gap_ns)
+    line.verdict(60, 1, False)
+    line.verdict(60, 2, True)
+    line.at(500)
+    assert line.schedule.counts[Count.NEIGHBOURS] == together
+
+
+def test_a_pass_at_the_moment_when_the_window_opens_is_late() -> None:
+    line = Line(dataclasses.replace(SETTINGS, deadline_ns=TRAVEL * MS))
+    line.verdict(100, line.part(0), True)
+    line.at(500)
+    assert line.trace == [(0, False), (100, True), (110, False)]
+    assert line.schedule.counts[Count.LATE] == 1
+
+
+def test_a_confirmation_from_before_the_window_is_none() -> None:
+    line = Line(dataclasses.replace(SETTINGS, confirm_ns=20 * MS))
+    line.part(0, 10, passed=False)
+    line.at(104).confirm(line.ns, line.ns - 5 * MS)
+    line.at(500)
+    assert line.schedule.counts[Count.STRAY_CONFIRM] == 1
+    assert line.schedule.counts[Count.UNCONFIRMED] == 1
+
+
 def test_a_clock_that_jumps_over_a_window_stops_the_line() -> None:
     schedule = Schedule(SETTINGS)
     schedule.heartbeat(START * MS)
