@@ -55,7 +55,8 @@ def _demo(arguments: argparse.Namespace) -> int:
         calibration_door,
         ["fit", "--bundle", bundle, "--images", good, "--station", "line-1", "--false-reject", rate, "--out", record],
     )
-    (out / "journal.jsonl").unlink(missing_ok=True)
+    for left in out.glob("journal.db*"):  # SQLite's log too, should the last demo have been killed
+        left.unlink()
     _step("edge", edge_door, ["replay", "--bundle", bundle, "--calibration", record, "--images", parts])
     _step(
         "train",
@@ -63,7 +64,7 @@ def _demo(arguments: argparse.Namespace) -> int:
         ["evaluate", "--bundle", bundle, "--data", data, "--json", out / "figures.json", "--report", report],
     )
     _step("engines", engines_door, ["bench", "--bundle", bundle])
-    console.say(f"\nbundle       {bundle}\ncalibration  {record}\njournal      {out / 'journal.jsonl'}")
+    console.say(f"\nbundle       {bundle}\ncalibration  {record}\njournal      {out / 'journal.db'}")
     if load_bundle(bundle).manifest.provenance.weights == DRAWN:
         console.warn("the network has learnt from drawn images alone: with ImageNet weights it sees more; try WEIGHTS=FILE")
     console.say(f"figures      {out / 'figures.json'}\nreport       {report / 'index.html'}")

@@ -26,6 +26,7 @@ from engines import console
 from engines.atomic import write_file
 from engines.bank import k_centre
 from engines.bench import machine
+from engines.grouped import Grouped
 from engines.ldknn import LDKNN, Floats, density
 from engines.pooling import Windows
 from engines.verdict_first import VerdictFirst
@@ -69,9 +70,15 @@ def _run(arguments: argparse.Namespace) -> int:
     with console.progress("density") as advance:
         dense = density(coreset, features, _K, progress=advance)
     figures: dict[str, dict[str, dict[str, float]]] = {}
+    shares: dict[int, float] = {}
     for count in sizes:
         rows = np.ascontiguousarray(features[coreset[:count]])
         figures[str(count)] = _compare(rows, dense[:count], queries, judged, arguments.alpha, faiss)
+        shares[count] = _left(LDKNN(rows, dense[:count], alpha=arguments.alpha), queries)
+    console.say(
+        "pairs of a patch and a row that no group rules out: "
+        + ", ".join(f"{share:.0%} of {count:,} rows" for count, share in shares.items())
+    )
     table = [
         (count, method, f"{took['p50']:.1f}", f"{took['p95']:.1f}", f"{methods[_PEER]['p50'] / took['p50']:.2f}")
         for count, methods in figures.items()
@@ -115,7 +122,7 @@ def _compare(
         _PEER: lambda image: index.search(image, 1)[1][:, 0],
         "torch cdist": lambda image: torch.cdist(torch.from_numpy(image), bank).min(dim=1).indices.numpy(),
         "scikit-learn brute": lambda image: brute.kneighbors(image, return_distance=False)[:, 0],
-        "this, the map": search.score,
+        "this, the map": first.patches,
         "this, the image score": first.score,
     }
     taken: dict[str, list[float]] = {method: [] for method in methods}
@@ -132,6 +139,16 @@ def _compare(
         method: {"p50": float(np.percentile(times[1:], 50)), "p95": float(np.percentile(times[1:], 95))}
         for method, times in taken.items()
     }
+
+
+def _left(search: LDKNN, queries: Floats) -> float:
+    """Mean share of the groups of rows that a patch's nearest row may be in, 0 to 1."""
+    grouped = Grouped(search)
+    left = []
+    for image in queries:
+        bounds = grouped.bound(image)
+        left.append(np.count_nonzero(bounds.minima <= bounds.limit[:, None]) / bounds.minima.size)
+    return float(np.mean(left))
 
 
 def _check(image: Floats, rows: Floats, search: LDKNN, judged: npt.NDArray[np.bool_], found: dict[str, Any]) -> None:

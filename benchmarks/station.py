@@ -77,7 +77,7 @@ def _peak_memory_mb(folder: Path, bundle: Path) -> float:
     words = ["fit", "--bundle", bundle, "--images", good, "--station", "line", "--out", record]
     subprocess.run([sys.executable, "-m", "calibration", *map(str, words)], check=True, capture_output=True)
     config.write_text(
-        f"station: line\nbundle: {bundle}\ncalibration: {record}\njournal: journal.jsonl\n"
+        f"station: line\nbundle: {bundle}\ncalibration: {record}\njournal: journal.db\n"
         f"source:\n  kind: replay\n  path: {folder / 'product' / 'test'}\n"
     )
     done = subprocess.run(

@@ -38,11 +38,16 @@ class Calibration(Record):
     when: str
     who: str
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the record's fields: the one that its file ends with."""
+        return _sha256(self.model_dump(mode="json"))
+
 
 def save_calibration(path: Path | str, calibration: Calibration) -> None:
     """Write a record atomically, with its own SHA-256. Raises EngineError when it cannot be written."""
     fields = calibration.model_dump(mode="json")
-    write_file(path, (json.dumps({**fields, "sha256": _sha256(fields)}, indent=1) + "\n").encode())
+    write_file(path, (json.dumps({**fields, "sha256": calibration.digest}, indent=1) + "\n").encode())
 
 
 def load_calibration(path: Path | str) -> Calibration:

@@ -1,4 +1,4 @@
-"""The edge door: `python -m edge replay|run|check|lines|pulse`. The only place that chooses implementations."""
+"""The edge door: `python -m edge replay|run|check|lines|pulse|audit|export`. The only place that chooses implementations."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import datetime
 import math
 import os
+import re
 import select
 import sys
 import time
@@ -17,11 +18,14 @@ import cv2
 
 from calibration.record import Calibration, load_calibration
 from edge import StationError
+from edge.audit import audit, export_csv, export_images
 from edge.camera import Camera, FolderCamera, OpenCVCamera, VideoCamera
 from edge.check import binding_faults, check_station, self_test
 from edge.clock import SystemClock
 from edge.config import ConfigError, DryRun, FolderSource, StationConfig, load_config, rejector_setup
-from edge.journal import JsonLinesJournal
+from edge.evidence import Choice, EvidenceFolder
+from edge.heads import HeadKeeper, read_heads
+from edge.journal import SqliteJournal
 from edge.lines import OUTPUTS, describe_line, open_lines
 from edge.rejector import DryRunRejector, ProcessRejector, Rejector
 from edge.schedule import Count
@@ -36,7 +40,11 @@ from engines.options import add_running
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns 0 done, 1 a part was a FAULT or the check found faults, 2 bad input, 130 interrupted."""
+    """Run one command.
+
+    Returns:
+        0 done, 1 a part was a FAULT, the check found faults or the journal is broken, 2 bad input, 130 interrupted.
+    """
     cv2.setNumThreads(1)  # the cores belong to the network and the search
     parser = argparse.ArgumentParser(prog="edge", description="Judge every part that passes a camera.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -47,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     replay.add_argument("--fps", type=console.positive_float, help="triggers a second with --realtime (default: 10)")
     replay.add_argument("--realtime", action="store_true", help="trigger on that beat, whether the station keeps up or not")
     replay.add_argument("--deadline-ms", default=1000.0, type=console.positive_float, help="default: %(default)g")
-    replay.add_argument("--journal", type=Path, metavar="FILE", help="default: journal.jsonl beside the calibration")
+    replay.add_argument("--journal", type=Path, metavar="FILE", help="default: journal.db beside the calibration")
     add_running(replay)
     replay.set_defaults(run=_replay)
     run = commands.add_parser("run", help="run the station that a configuration describes")
@@ -66,6 +74,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     pulse.add_argument("--ms", type=console.positive_float, default=200.0, help="how long (default: %(default)g)")
     pulse.add_argument("--yes", action="store_true", help="the conveyor is stopped and nobody's hands are near the ejector")
     pulse.set_defaults(run=_pulse)
+    audit_ = commands.add_parser("audit", help="say whether a journal is whole, and what it holds")
+    audit_.add_argument("--journal", required=True, type=Path, metavar="FILE")
+    kept = audit_.add_mutually_exclusive_group()
+    kept.add_argument("--head", type=_sha256, metavar="HASH", help="of a row, kept elsewhere: shows an end that was cut off")
+    kept.add_argument("--heads", type=Path, metavar="FILE", help="that the station kept (journal_heads)")
+    audit_.set_defaults(run=_audit)
+    export = commands.add_parser("export", help="copy verdicts to a CSV file, pictures to folders by outcome")
+    export.add_argument("--journal", required=True, type=Path, metavar="FILE")
+    export.add_argument("--csv", type=Path, metavar="OUT")
+    export.add_argument("--images", type=Path, metavar="DIR")
+    export.add_argument("--evidence", type=Path, metavar="DIR", help="default: evidence beside the journal")
+    export.set_defaults(run=_export)
     arguments = parser.parse_args(argv)
     return console.run_door(arguments.run, arguments)
 
@@ -86,7 +106,7 @@ def _replay(arguments: argparse.Namespace) -> int:
         deadline_ms=arguments.deadline_ms,
         source=FolderSource(kind="replay", path=arguments.images, fps=(arguments.fps or 10) if arguments.realtime else None),
         rejector=DryRun(kind="dry-run"),
-        journal=arguments.journal or arguments.calibration.parent / "journal.jsonl",
+        journal=arguments.journal or arguments.calibration.parent / "journal.db",
     )
     return _inspect(config, calibration, DryRunRejector)
 
@@ -140,6 +160,50 @@ def _pulse(arguments: argparse.Namespace) -> int:
     return console.DONE
 
 
+def _audit(arguments: argparse.Namespace) -> int:
+    heads = [] if arguments.heads is None else read_heads(arguments.heads)
+    report = audit(arguments.journal, heads, [] if arguments.head is None else [arguments.head])
+    for run in report.runs.values():
+        counts = ", ".join(f"{run.outcomes[outcome.value]} {outcome.value}" for outcome in Outcome)
+        console.say(f"run {run.name}: {counts}{f', {run.missing} without a row' if run.missing > 0 else ''}; {run.ended}")
+    for gap in report.gaps:
+        console.say(f"gap: {gap}")
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(report.kinds.items()))
+    console.say(f"{report.rows} rows ({kinds}), head: row {report.head.row} {report.head.hash}")
+    if report.broken is not None:
+        console.say(f"BROKEN  {arguments.journal}: {report.broken}")
+        return console.NO
+    against = "" if arguments.head is None and arguments.heads is None else ", and so is every head that was kept"
+    console.say(f"whole   {arguments.journal}: each row follows from the one before{against}")
+    return console.DONE
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    if arguments.csv is None and arguments.images is None:
+        raise StationError("nothing to export; give --csv FILE, --images DIR, or both")
+    good = True
+    broken = audit(arguments.journal).broken
+    if broken is not None:
+        console.warn(f"{arguments.journal}: {broken}; rows before that are exported")
+        good = False
+    if arguments.csv is not None:
+        console.say(f"wrote {arguments.csv}, {export_csv(arguments.journal, arguments.csv)} rows")
+    if arguments.images is not None:
+        folder = arguments.evidence or arguments.journal.parent / "evidence"
+        copied = export_images(arguments.journal, folder, arguments.images)
+        for name in copied.changed:
+            console.warn(f"{folder / name}: not the picture that the journal has; not copied")
+        console.say(f"copied {copied.copied} pictures to {arguments.images}; not there any more: {copied.gone}")
+        good = good and not copied.changed
+    return console.DONE if good else console.NO
+
+
+def _sha256(text: str) -> str:
+    if re.fullmatch("[0-9a-f]{64}", text) is None:
+        raise argparse.ArgumentTypeError(f"{text}, expected 64 hexadecimal digits")
+    return text
+
+
 def _inspect(config: StationConfig, calibration: Calibration, open_rejector: Callable[[], Rejector]) -> int:
     """Refuse or run: nothing is judged before the bundle, the calibration and the self-test are in order."""
     bundle = load_bundle(config.bundle)
@@ -152,14 +216,20 @@ def _inspect(config: StationConfig, calibration: Calibration, open_rejector: Cal
         closing.callback(scorer.close)
         camera = _open_camera(config, beat)
         closing.callback(camera.close)
-        started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        journal = JsonLinesJournal(config.journal, f"{started}/{os.getpid()}", bundle.digest)
-        closing.callback(journal.close)
+        heads = HeadKeeper(config.journal_heads, console.say, console.warn)
+        closing.callback(heads.close)
+        run = f"{datetime.datetime.now(datetime.timezone.utc):%Y%m%dT%H%M%S.%fZ}-{os.getpid()}"
+        journal = SqliteJournal(config.journal, run, calibration, SystemClock(), timeout_ms=config.journal_timeout_ms)
+        closing.callback(lambda: _close_journal(journal, heads))
+        evidence = _open_evidence(config, run, journal, bundle)
+        if evidence is not None:
+            closing.callback(evidence.close)
         rejector = open_rejector()
         closing.callback(rejector.close)
         if isinstance(rejector, ProcessRejector) and not rejector.announced:
             camera = TriggeredCamera(camera, rejector)
         journal.event("started", {"version": __version__, "station": config.station, "calibration": calibration.model_dump()})
+        heads.note(journal.head, due=True)
         console.say(
             f"{config.station} ready: threshold {calibration.threshold:.6g}, deadline {config.deadline_ms:g} ms,"
             f" {_describe(config, rejector)}"
@@ -171,10 +241,16 @@ def _inspect(config: StationConfig, calibration: Calibration, open_rejector: Cal
             journal=journal,
             clock=SystemClock(),
             deadline_ms=config.deadline_ms,
+            evidence=evidence,
         )
+
+        def tell(verdict: Verdict) -> None:
+            _print_verdict(verdict)
+            heads.note(journal.head)
+
         begun = time.monotonic()
         try:
-            station.run(camera, _print_verdict)
+            station.run(camera, tell)
             if isinstance(rejector, ProcessRejector):
                 rejector.drain()
             reason = "end of the source"
@@ -182,13 +258,37 @@ def _inspect(config: StationConfig, calibration: Calibration, open_rejector: Cal
             reason = f"{type(error).__name__}: {error}".rstrip(": ")
             raise
         finally:
-            counts = _counts(rejector)
-            journal.event("stopped", {"parts": station.statistics.parts, "reason": reason, **counts})
+            did = _end_process(rejector)
+            journal.event("stopped", {"parts": station.statistics.parts, "reason": reason, **did})
             _print_statistics(station.statistics, time.monotonic() - begun)
-            if counts:
-                console.say("rejector: " + ", ".join(f"{name} {count}" for name, count in counts["rejector"].items()))
+            if did:
+                console.say("rejector: " + ", ".join(f"{name} {count}" for name, count in did["rejector"].items()))
+    if evidence is not None:
+        counts = evidence.counts
+        lost = f"{counts.dropped} dropped, {counts.no_room} without room, {counts.failed} failed, {counts.deleted} deleted"
+        console.say(f"wrote {counts.written} pictures to {evidence.folder}; {lost}")
     console.say(f"wrote {config.journal}")
     return console.NO if station.statistics.outcomes[Outcome.FAULT] > 0 else console.DONE
+
+
+def _close_journal(journal: SqliteJournal, heads: HeadKeeper) -> None:
+    journal.close()
+    heads.note(journal.head, due=True)
+
+
+def _open_evidence(config: StationConfig, run: str, journal: SqliteJournal, bundle: Bundle) -> EvidenceFolder | None:
+    wanted = config.evidence
+    if wanted is None:
+        return None
+    return EvidenceFolder(
+        wanted.folder,
+        run,
+        journal,
+        Choice(every=wanted.every, near=wanted.near_spreads * bundle.manifest.golden.spread),
+        quota_bytes=round(wanted.quota_mb * 1e6),
+        waiting=wanted.waiting,
+        complain=console.warn,
+    )
 
 
 def _open_trusted(bundle: Bundle, config: StationConfig, calibration: Calibration) -> Inspector:
@@ -219,7 +319,7 @@ def _describe(config: StationConfig, rejector: Rejector) -> str:
     return f"{lines}, rejector with {got}{', memory locked' if rejector.locked else ''}"
 
 
-def _counts(rejector: Rejector) -> dict[str, dict[str, int]]:
+def _end_process(rejector: Rejector) -> dict[str, dict[str, int]]:
     """End the rejector's process and say what it did; empty where there is none."""
     if not isinstance(rejector, ProcessRejector):
         return {}

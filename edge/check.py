@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +13,9 @@ from pathlib import Path
 
 from calibration.record import Calibration, load_calibration, mismatches
 from edge.camera import Camera
-from edge.config import StationConfig, rejector_setup
+from edge.chain import last_head, open_for_reading
+from edge.config import EvidenceConfig, StationConfig, rejector_setup
+from edge.evidence import stored
 from edge.lines import describe_line, open_lines
 from engines import InspectionError
 from engines.bundle import load_bundle
@@ -67,6 +71,8 @@ def check_station(config: StationConfig, open_camera: Callable[[], Camera]) -> l
     except InspectionError as error:
         checks.append(Check("source", config.source.kind, (str(error),)))
     checks += [_check_lines(config), _check_journal(config.journal)]
+    if config.evidence is not None:
+        checks.append(_check_evidence(config.evidence))
     return checks
 
 
@@ -137,26 +143,41 @@ def _check_lines(config: StationConfig) -> Check:
 
 
 def _check_journal(path: Path) -> Check:
+    check = _check_file("journal", path, MIN_FREE_BYTES)
+    if check.faults or not os.path.exists(path) or os.path.getsize(path) == 0:
+        return check
+    try:
+        with contextlib.closing(open_for_reading(path)) as connection:
+            head = last_head(connection)
+    except (InspectionError, sqlite3.Error) as error:
+        return Check("journal", str(path), (str(error),))
+    return Check("journal", f"{check.found}, {head.row} rows")
+
+
+def _check_evidence(config: EvidenceConfig) -> Check:
+    held = sum(size for _, size in stored(config.folder))
+    room = MIN_FREE_BYTES + round(config.quota_mb * 1e6) - held
+    found = f"{config.folder}, {held / 1e6:.0f} of {config.quota_mb:g} MB"
+    return Check("evidence", found, _check_file("evidence", config.folder / "run" / "picture", room).faults)
+
+
+def _check_file(name: str, path: Path, free_bytes: int) -> Check:
+    """Can a file be written at `path`, and is there room for so many bytes?"""
     folder = path.parent
     while not os.path.exists(folder) and folder != folder.parent:  # pathlib's raises where a parent is closed to us
         folder = folder.parent
     if os.path.isdir(path):
-        return Check("journal", str(path), (f"{path}: a folder, expected the path of a file",))
+        return Check(name, str(path), (f"{path}: a folder, expected the path of a file",))
     if not os.path.isdir(folder):
-        return Check("journal", str(path), (f"{folder}: a file, expected a folder to write the journal in",))
+        return Check(name, str(path), (f"{folder}: a file, expected a folder to write the {name} in",))
     target = path if os.path.exists(path) else folder
     if not os.access(target, os.W_OK):
-        return Check("journal", str(path), (f"{target}: cannot be written; change its permissions or the journal's path",))
+        return Check(name, str(path), (f"{target}: cannot be written; change its permissions or the path of the {name}",))
     try:
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        return Check(
-            "journal", str(path), (f"{folder}: cannot be looked at ({error.strerror}); check the disk and permissions",)
-        )
-    if free < MIN_FREE_BYTES:
-        return Check(
-            "journal",
-            str(path),
-            (f"{folder}: {free >> 20} MiB free, expected {MIN_FREE_BYTES >> 20} or more; free some space",),
-        )
-    return Check("journal", f"{path}, {free / 2**30:.1f} GiB free")
+        return Check(name, str(path), (f"{folder}: cannot be looked at ({error.strerror}); check the disk and permissions",))
+    if free < free_bytes:
+        fault = f"{folder}: {free >> 20} MiB free, expected {free_bytes >> 20} or more; free some space"
+        return Check(name, str(path), (fault,))
+    return Check(name, f"{path}, {free / 2**30:.1f} GiB free")

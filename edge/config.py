@@ -118,6 +118,19 @@ class Gpio(_Section):
     realtime: Annotated[bool, Field(strict=True)] = True
 
 
+class EvidenceConfig(_Section):
+    """Pictures that are kept: of every REJECT and FAULT, of every so many parts, and of those that nearly were rejected."""
+
+    folder: Path = Path("evidence")
+    quota_mb: PositiveNumber = 2000
+    every: CountFromZero = 100
+    """Parts whose number is a multiple; 0 for none of them."""
+    near_spreads: NumberFromZero = 0.5
+    """How far below the threshold a PASS is kept too, in standard deviations of the scores of good parts."""
+    waiting: Annotated[int, Field(gt=0, strict=True)] = 8
+    """Pictures that may wait in memory to be written; further ones are dropped."""
+
+
 class StationConfig(_Section):
     """Everything that `edge run` needs. Relative paths count from the configuration file's folder."""
 
@@ -133,6 +146,11 @@ class StationConfig(_Section):
     source: Annotated[FolderSource | CameraSource, Field(discriminator="kind")]
     rejector: Annotated[DryRun | Gpio, Field(discriminator="kind")] = DryRun(kind="dry-run")
     journal: Path
+    journal_heads: Path | None = None
+    """File, best on another machine's disk, that shows whether the journal's end was cut off."""
+    journal_timeout_ms: PositiveNumber = 200
+    """How long another program's lock may hold up a row; its part is a FAULT then."""
+    evidence: EvidenceConfig | None = None
 
 
 class ConfigError(StationError):
@@ -264,6 +282,10 @@ def _distance(milliseconds: float | None, pulses: int | None) -> int:
 
 def _resolve(config: StationConfig, folder: Path) -> StationConfig:
     changes: dict[str, object] = {name: folder / getattr(config, name) for name in ("bundle", "calibration", "journal")}
+    if config.journal_heads is not None:
+        changes["journal_heads"] = folder / config.journal_heads
+    if config.evidence is not None:
+        changes["evidence"] = config.evidence.model_copy(update={"folder": folder / config.evidence.folder})
     if isinstance(config.source, FolderSource):
         changes["source"] = config.source.model_copy(update={"path": folder / config.source.path})
     if isinstance(config.rejector, DryRun) and config.rejector.log is not None:
@@ -293,7 +315,9 @@ def _fault(path: Path, root: yaml.MappingNode, item) -> str:  # type: ignore[no-
 def _known(location: list[str]) -> list[str]:
     if len(location) == 1:
         return list(StationConfig.model_fields)
-    sections: tuple[type[BaseModel], ...] = (FolderSource, CameraSource) if location[0] == "source" else (DryRun, Gpio)
+    sections: tuple[type[BaseModel], ...] = (FolderSource, CameraSource)
+    if location[0] != "source":
+        sections = (DryRun, Gpio) if location[0] == "rejector" else (EvidenceConfig,)
     if location[1:2] == ["lines"]:
         sections = (LinesSection,) if len(location) == 3 else (Line,)
     return sorted({name for section in sections for name in section.model_fields})

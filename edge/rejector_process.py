@@ -127,7 +127,7 @@ class Loop:
             elif message.kind is Kind.VERDICT:
                 self._schedule.verdict(now_ns, message.number, message.value == 1)
             elif message.kind is Kind.BYE:
-                self._schedule.lose(now_ns)
+                self._schedule.lose(now_ns, goodbye=True)
                 self._send_counts()
                 self._send(Message(Kind.BYE))
                 return False

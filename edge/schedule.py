@@ -211,9 +211,13 @@ class Schedule:
         self._alive = True
         self._silent_ns = self._now_ns + self.settings.heartbeat_ns
 
-    def lose(self, now_ns: int) -> None:
-        """Vision is gone: no part in flight passes any more, nor does one that triggers before its next heartbeat."""
+    def lose(self, now_ns: int, *, goodbye: bool = False) -> None:
+        """Vision is gone: no part in flight passes any more, nor does one that triggers before its next heartbeat.
+
+        It counts as lost unless it said goodbye.
+        """
         self.advance(now_ns)
+        self._alive = self._alive and not goodbye
         self._lose()
 
     def encode(self, now_ns: int, pulses: int = 1) -> None:

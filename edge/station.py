@@ -13,9 +13,10 @@ import numpy as np
 from edge import StationError
 from edge.camera import Camera
 from edge.clock import Clock
+from edge.evidence import Evidence
 from edge.journal import Journal
 from edge.rejector import Rejector
-from edge.verdict import Arrival, Missing, Outcome, Verdict, compare
+from edge.verdict import Arrival, Frame, Missing, Outcome, Verdict, compare
 from edge.watchdog import Deadline
 from edge.worker import Scorer
 
@@ -63,7 +64,15 @@ class Station:
     """
 
     def __init__(
-        self, *, scorer: Scorer, threshold: float, rejector: Rejector, journal: Journal, clock: Clock, deadline_ms: float
+        self,
+        *,
+        scorer: Scorer,
+        threshold: float,
+        rejector: Rejector,
+        journal: Journal,
+        clock: Clock,
+        deadline_ms: float,
+        evidence: Evidence | None = None,
     ) -> None:
         """Join the pieces.
 
@@ -74,6 +83,7 @@ class Station:
             journal: keeps them.
             clock: monotonic time.
             deadline_ms: from trigger to verdict.
+            evidence: keeps pictures; offered each one after its part was acted on.
 
         Raises:
             StationError: a threshold or a deadline that is not a usable number: without these nothing is judged.
@@ -88,6 +98,7 @@ class Station:
         self._journal = journal
         self._clock = clock
         self._deadline_ms = deadline_ms
+        self._evidence = evidence
         self.statistics = Statistics()
 
     def run(self, camera: Camera, on_verdict: Callable[[Verdict], None]) -> Statistics:
@@ -104,6 +115,8 @@ class Station:
             self._rejector.beat()
             verdict = self.judge(arrival)
             self.statistics.add(verdict)
+            if self._evidence is not None and isinstance(arrival, Frame):
+                self._evidence.offer(arrival.image, verdict)
             on_verdict(verdict)
         return self.statistics
 
@@ -138,6 +151,7 @@ class Station:
         score: float | None = None
         try:
             self._rejector.announce(arrival.part, arrival.trigger_ns)
+            self._journal.announce(arrival)
             if isinstance(arrival, Missing):
                 outcome, reason = Outcome.FAULT, arrival.reason
             else:

@@ -49,7 +49,6 @@ class HostSearch:
     def __init__(self, extractor: FeatureExtractor, ldknn: LDKNN, judged: npt.NDArray[np.bool_], pooling: str) -> None:
         """Prepare a bank, as `VerdictFirst` does."""
         self._extractor = extractor
-        self._ldknn = ldknn
         self._first = VerdictFirst(ldknn, judged, pooling)
 
     def score(self, tensor: Floats) -> Score:
@@ -58,7 +57,7 @@ class HostSearch:
 
     def judge(self, embeddings: Floats) -> Score:
         """Score an image by its embeddings, float32 (patches, d). Raises EngineError."""
-        return Score(self._first.score(embeddings), partial(self._ldknn.score, embeddings))
+        return Score(self._first.score(embeddings), partial(self._first.patches, embeddings))
 
     def close(self) -> None:
         """Nothing to release."""

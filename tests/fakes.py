@@ -7,11 +7,15 @@ cell after ImageNet normalisation, and scores can be worked out by hand: a bank 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
+import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from calibration.defects import Defect, Mask
 from calibration.record import Calibration, save_calibration
-from edge.verdict import Arrival, Frame, Missing, Verdict
+from edge.verdict import Arrival, Frame, Missing, Outcome, Verdict
 from engines import EngineError
 from engines.bundle import (
     Adaptation,
@@ -435,6 +439,7 @@ class Keeping:
     """How `FakeJournal` treats the rows of one part: the first takes `ms`; one that fails is not kept."""
 
     ms: float = 0.0
+    announce_error: Exception | None = None
     error: Exception | None = None
     second_error: Exception | None = None
 
@@ -443,6 +448,7 @@ class FakeJournal:
     """Keeps rows in memory, slowly or not at all where it is told so.
 
     Attributes:
+        announced: parts that were announced.
         rows: verdicts kept.
         events: (name, details) kept.
     """
@@ -451,8 +457,16 @@ class FakeJournal:
         self._clock = clock
         self._plan = plan or {}
         self._asked: set[int] = set()
+        self.announced: list[int] = []
         self.rows: list[Verdict] = []
         self.events: list[tuple[str, dict[str, object]]] = []
+
+    def announce(self, arrival: Arrival) -> None:
+        """Note one part as planned."""
+        error = self._plan.get(arrival.part, Keeping()).announce_error
+        if error is not None:
+            raise error
+        self.announced.append(arrival.part)
 
     def verdict(self, verdict: Verdict) -> None:
         """Keep one verdict as planned for its part."""
@@ -472,6 +486,38 @@ class FakeJournal:
 
     def close(self) -> None:
         """Nothing to bring to a disk."""
+
+
+def journal_rows(path: Path) -> list[dict[str, Any]]:
+    """The bodies of a journal's rows, each with its `kind`, read without the program; NaN would be no JSON."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        rows = connection.execute("SELECT kind, body FROM chain ORDER BY id").fetchall()
+    return [{"kind": kind, **json.loads(body, parse_constant=refuse)} for kind, body in rows]
+
+
+class FakeLedger:
+    """Remembers what happened to pictures.
+
+    Attributes:
+        pictures: (part, outcome, path, pixel digest, why).
+        events: (name, details).
+    """
+
+    def __init__(self) -> None:
+        self.pictures: list[tuple[int, Outcome, str, str, str]] = []
+        self.events: list[tuple[str, dict[str, object]]] = []
+
+    def note_evidence(self, *, part: int, outcome: Outcome, path: str, pixels: str, why: str) -> None:
+        """Remember a picture."""
+        self.pictures.append((part, outcome, path, pixels, why))
+
+    def later(self, name: str, details: dict[str, object]) -> None:
+        """Remember an event."""
+        self.events.append((name, details))
 
 
 class FakeCamera:
@@ -530,22 +576,34 @@ def write_station(folder: Path) -> Path:
         "source:\n"
         "  kind: replay\n"
         "  path: parts\n"
-        "journal: journal.jsonl\n"
+        "journal: journal.db\n"
     )
     return config
 
 
 def calibration_for(inspector: Inspector, threshold: float) -> Calibration:
     """A calibration of station `line-1`, camera `camera-1`, that holds for this inspector."""
+    return tiny_calibration(threshold).model_copy(
+        update={
+            "bundle_digest": inspector.bundle.digest,
+            "backend": inspector.extractor.backend,
+            "precision": inspector.extractor.precision,
+            "engine_digest": inspector.extractor.engine_digest,
+        }
+    )
+
+
+def tiny_calibration(threshold: float = 1.25) -> Calibration:
+    """A calibration of station `line-1`, camera `camera-1`, for a bundle that there is not."""
     return Calibration(
         station="line-1",
         camera="camera-1",
         recipe="tiny",
         threshold=threshold,
-        bundle_digest=inspector.bundle.digest,
-        backend=inspector.extractor.backend,
-        precision=inspector.extractor.precision,
-        engine_digest=inspector.extractor.engine_digest,
+        bundle_digest="b" * 64,
+        backend="onnxruntime",
+        precision="fp32",
+        engine_digest="e" * 64,
         n=99,
         rate=0.01,
         method="conformal",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,7 +61,7 @@ def start(config: Path) -> int:
 def replay(config: Path, *more: str) -> int:
     root = config.parent
     where = ["--bundle", str(root / "bundle"), "--calibration", str(root / "line-1.json"), "--images", str(root / "parts")]
-    return main(["replay", *where, "--threads", "1", "--deadline-ms", "60000", "--journal", str(root / "journal.jsonl"), *more])
+    return main(["replay", *where, "--threads", "1", "--deadline-ms", "60000", "--journal", str(root / "journal.db"), *more])
 
 
 def test_a_good_station_has_no_faults_and_nothing_is_written(config: Path) -> None:
@@ -76,7 +78,7 @@ def test_everything_that_is_wrong_comes_at_once(config: Path) -> None:
     flip_byte(root / "bundle" / "bank.npz")
     (root / "line-1.json").unlink()
     shutil.rmtree(root / "parts")
-    (root / "journal.jsonl").mkdir()
+    (root / "journal.db").mkdir()
     checks = looked_at(config)
     assert [name for name, check in checks.items() if check.faults] == ["bundle", "calibration", "source", "journal"]
     assert "bank.npz: damaged" in checks["bundle"].faults[0]
@@ -133,7 +135,7 @@ def test_a_calibration_for_something_else_is_refused_everywhere(
     if not line.startswith(("calibration is for station", "calibration is for camera")):  # a replay takes these from the record
         assert replay(config) == 2
         assert line in capsys.readouterr().err
-    assert not (config.parent / "journal.jsonl").exists()  # refused before a part was judged
+    assert not (config.parent / "journal.db").exists()  # refused before a part was judged
 
 
 def test_all_that_does_not_fit_comes_at_once(config: Path) -> None:
@@ -166,7 +168,7 @@ def test_a_machine_that_does_not_score_as_promised_is_refused_everywhere(
     assert start(config) == 2
     assert replay(config) == 2
     assert "this machine does not score as the bundle says" in capsys.readouterr().err
-    assert not (config.parent / "journal.jsonl").exists()
+    assert not (config.parent / "journal.db").exists()
 
 
 def test_rounding_within_the_tolerance_is_no_fault(config: Path) -> None:
@@ -193,18 +195,18 @@ def journal_faults(path: Path) -> tuple[str, ...]:
 
 def test_journals_that_could_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("x")
-    assert journal_faults(tmp_path / "journal.jsonl") == ()
-    assert journal_faults(tmp_path / "a" / "b" / "journal.jsonl") == ()  # folders are made
-    assert journal_faults(tmp_path / "file") == ()  # an earlier journal
+    assert journal_faults(tmp_path / "journal.db") == ()
+    assert journal_faults(tmp_path / "a" / "b" / "journal.db") == ()  # folders are made
+    assert "not a station's journal; give another file" in journal_faults(tmp_path / "file")[0]
     assert "a folder, expected the path of a file" in journal_faults(tmp_path)[0]
-    assert "a file, expected a folder" in journal_faults(tmp_path / "file" / "journal.jsonl")[0]
-    assert "a file, expected a folder" in journal_faults(tmp_path / "file" / "deeper" / "journal.jsonl")[0]
+    assert "a file, expected a folder" in journal_faults(tmp_path / "file" / "journal.db")[0]
+    assert "a file, expected a folder" in journal_faults(tmp_path / "file" / "deeper" / "journal.db")[0]
     with monkeypatch.context() as closed:
         closed.setattr(os, "access", lambda path, mode: False)
-        assert "cannot be written; change its permissions" in journal_faults(tmp_path / "journal.jsonl")[0]
+        assert "cannot be written; change its permissions" in journal_faults(tmp_path / "journal.db")[0]
     full = shutil.disk_usage(tmp_path)._replace(free=50 * 2**20)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
-    assert "50 MiB free, expected 100 or more" in journal_faults(tmp_path / "journal.jsonl")[0]
+    assert "50 MiB free, expected 100 or more" in journal_faults(tmp_path / "journal.db")[0]
 
 
 def test_a_parent_that_is_closed_to_us_is_a_fault_and_no_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +220,7 @@ def test_a_parent_that_is_closed_to_us_is_a_fault_and_no_crash(tmp_path: Path, m
     (tmp_path / "secret").mkdir()
     monkeypatch.setattr(os, "stat", stat)
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert "cannot be written" in journal_faults(tmp_path / "secret" / "journal.jsonl")[0]
+    assert "cannot be written" in journal_faults(tmp_path / "secret" / "journal.db")[0]
 
 
 def test_the_camera_that_was_opened_is_closed(config: Path) -> None:
@@ -255,3 +257,39 @@ def test_a_calibration_of_another_precision_is_a_fault(config: Path) -> None:
     assert replay(config, "--precision", "fp16") == 2
     replace(config, "precision: fp16", "precision: int8")
     assert "no int8, it has fp32, fp16" in looked_at(config)["bundle"].faults[0]
+
+
+def test_a_journal_that_there_is_already_is_opened_and_not_touched(config: Path) -> None:
+    assert start(config) == 0
+    path = config.parent / "journal.db"
+    before = {file: file.read_bytes() for file in config.parent.glob("journal.db*")}
+    check = looked_at(config)["journal"]
+    assert (check.faults, check.found.rpartition(", ")[2]) == ((), "6 rows")
+    assert {file: file.read_bytes() for file in config.parent.glob("journal.db*")} == before
+    path.write_text('{"part": 1}\n')
+    assert "a journal of JSON lines" in looked_at(config)["journal"].faults[0]
+    path.write_bytes(b"")
+    assert looked_at(config)["journal"].faults == ()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = 7")
+        connection.execute("CREATE TABLE other (name)")
+    assert "a database of another program" in looked_at(config)["journal"].faults[0]
+
+
+def test_evidence_needs_room_for_its_quota_less_what_it_holds(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config.write_text(config.read_text() + "evidence:\n  quota_mb: 1048.576\n")  # 1000 MiB
+    assert looked_at(config)["evidence"].faults == ()
+    held = config.parent / "evidence" / "run" / "00000001-PASS.png"
+    held.parent.mkdir(parents=True)
+    held.write_bytes(bytes(600 * 2**20 // 1024))
+    usage = shutil.disk_usage(config.parent)._replace(free=1100 * 2**20 - 2**19)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    assert looked_at(config)["evidence"].faults == ()  # 0.6 MiB are there already
+    held.unlink()
+    (fault,) = looked_at(config)["evidence"].faults
+    assert fault.endswith("1099 MiB free, expected 1100 or more; free some space")
+
+
+def test_evidence_that_could_not_be_written_is_a_fault(config: Path) -> None:
+    config.write_text(config.read_text() + "evidence: {folder: line-1.json}\n")
+    assert "a file, expected a folder to write the evidence in" in looked_at(config)["evidence"].faults[0]

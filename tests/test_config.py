@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.config import CameraSource, ConfigError, FolderSource, load_config, rejector_setup
+from edge.config import CameraSource, ConfigError, EvidenceConfig, FolderSource, load_config, rejector_setup
 from edge.lines import LineSpec
 from edge.rejector_process import Setup
 from edge.schedule import Settings
@@ -25,7 +25,7 @@ source:
   fps: 4.5
 rejector:
   kind: dry-run
-journal: logs/journal.jsonl
+journal: logs/journal.db
 """
 
 
@@ -49,7 +49,7 @@ def test_a_good_one_is_read_and_its_paths_count_from_its_folder(path: Path) -> N
     assert (config.station, config.camera, config.threads, config.deadline_ms) == ("line-1", "left", 2, 250)
     assert config.bundle == path.parent / "bundles/carpet"
     assert config.calibration == path.parent / "line-1.json"
-    assert config.journal == path.parent / "logs/journal.jsonl"
+    assert config.journal == path.parent / "logs/journal.db"
     assert config.source == FolderSource(kind="replay", path=path.parent / "parts", fps=4.5)
     assert config.rejector.kind == "dry-run"
 
@@ -107,7 +107,7 @@ def test_unknown_keys(path: Path, old: str, new: str, fault: str) -> None:
         ("station: line-1\n", "", "station.yaml:1: key 'station' is missing; add it"),
         ("bundle: bundles/carpet\n", "", "station.yaml:1: key 'bundle' is missing; add it"),
         ("calibration: line-1.json\n", "", "station.yaml:1: key 'calibration' is missing; add it"),
-        ("journal: logs/journal.jsonl\n", "", "station.yaml:1: key 'journal' is missing; add it"),
+        ("journal: logs/journal.db\n", "", "station.yaml:1: key 'journal' is missing; add it"),
         ("  path: parts\n", "", "station.yaml:8: key 'source.path' is missing; add it"),
         ("rejector:\n  kind: dry-run\n", "rejector: {}\n", "station.yaml:12: 'rejector' is "),
         ("  kind: replay\n", "", "station.yaml:8: 'source' is "),
@@ -229,7 +229,7 @@ def test_doubled_keys_at_any_depth(path: Path) -> None:
 
 def test_all_faults_come_at_once(path: Path) -> None:
     text = GOOD.replace("camera: left", "kamera: left").replace("deadline_ms: 250", "deadline_ms: -1")
-    path.write_text(text.replace("journal: logs/journal.jsonl", "station: line-2"))
+    path.write_text(text.replace("journal: logs/journal.db", "station: line-2"))
     found = faults_of(path)
     assert sorted(fault.split(": ")[0] for fault in found) == [f"station.yaml:{line}" for line in (1, 14, 2, 7)]
     for part in ("unknown key 'kamera'", "'deadline_ms' is -1", "'journal' is missing", "'station' appears twice"):
@@ -291,3 +291,58 @@ def test_the_examples_are_valid() -> None:
     for example in deploy.glob("*.yaml"):
         rejector_setup(load_config(example))
     assert len(list(deploy.glob("*.yaml"))) == 2
+
+
+EVIDENCE = """\
+journal_heads: far/heads.txt
+journal_timeout_ms: 50
+evidence:
+  folder: pictures
+  quota_mb: 500
+  every: 0
+  near_spreads: 0
+  waiting: 4
+"""
+
+
+def test_evidence_and_heads_count_from_the_files_folder(path: Path) -> None:
+    path.write_text(GOOD + EVIDENCE)
+    config = load_config(path)
+    assert config.journal_heads == path.parent / "far/heads.txt"
+    assert config.journal_timeout_ms == 50
+    folder = path.parent / "pictures"
+    assert config.evidence == EvidenceConfig(folder=folder, quota_mb=500, every=0, near_spreads=0, waiting=4)
+
+
+def test_no_evidence_is_kept_unless_asked_for(path: Path) -> None:
+    config = load_config(path)
+    assert (config.evidence, config.journal_heads, config.journal_timeout_ms) == (None, None, 200)
+    path.write_text(GOOD + "evidence: {}\n")
+    assert load_config(path).evidence == EvidenceConfig(folder=path.parent / "evidence")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        (
+            "  every: 0",
+            "  each: 0",
+            "station.yaml:20: unknown key 'evidence.each'; expected one of: every, folder, near_spreads",
+        ),
+        ("  quota_mb: 500", "  quota_mb: 0", "station.yaml:19: 'evidence.quota_mb' is 0; input should be greater than 0"),
+        ("  quota_mb: 500", "  quota_mb: .inf", "station.yaml:19: 'evidence.quota_mb' is inf"),
+        ("  every: 0", "  every: -1", "station.yaml:20: 'evidence.every' is -1"),
+        ("  every: 0", "  every: 1.5", "station.yaml:20: 'evidence.every' is 1.5"),
+        ("  near_spreads: 0", "  near_spreads: -1", "station.yaml:21: 'evidence.near_spreads' is -1"),
+        ("  near_spreads: 0", "  near_spreads: .nan", "station.yaml:21: 'evidence.near_spreads' is nan"),
+        ("  waiting: 4", "  waiting: 0", "station.yaml:22: 'evidence.waiting' is 0"),
+        ("  folder: pictures", "  folder: 3", "station.yaml:18: 'evidence.folder' is 3"),
+        ("journal_timeout_ms: 50", "journal_timeout_ms: 0", "station.yaml:16: 'journal_timeout_ms' is 0"),
+        ("journal_heads: far/heads.txt", "journal_heads: [a]", "station.yaml:15: 'journal_heads' is ['a']"),
+    ],
+)
+def test_faults_of_evidence_and_journal(path: Path, old: str, new: str, fault: str) -> None:
+    assert old in EVIDENCE
+    path.write_text(GOOD + EVIDENCE.replace(old, new))
+    (found,) = faults_of(path)
+    assert found.startswith(fault)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -22,7 +25,7 @@ from edge import StationError
 from edge.rejector import DryRunRejector
 from edge.verdict import Verdict
 from engines.bundle import Golden, GoldenCheck, Input, Method, load_bundle, make_preprocessor, write_bundle
-from engines.images import Image
+from engines.images import Image, pixel_digest, read_image
 from engines.inspector import Inspector, Score, Scorer
 from engines.ort import OnnxRuntimeExtractor
 from tests.fakes import (
@@ -30,6 +33,7 @@ from tests.fakes import (
     GREY,
     calibration_for,
     flat,
+    journal_rows,
     textured,
     tiny_bank,
     tiny_provenance,
@@ -59,9 +63,7 @@ def rejectors(monkeypatch: pytest.MonkeyPatch) -> list[DryRunRejector]:
 
 
 def journal(root: Path) -> list[dict[str, Any]]:
-    text = (root / "journal.jsonl").read_text()
-    assert text.endswith("\n")
-    return [json.loads(line) for line in text.splitlines()]
+    return journal_rows(root / "journal.db")
 
 
 def replay(root: Path, *more: str) -> int:
@@ -75,12 +77,15 @@ OUTCOMES = ["PASS", "PASS", "REJECT", "PASS"]
 def check_journal(root: Path) -> None:
     first, *verdicts, last = journal(root)
     assert first["event"] == "started"
-    assert first["station"] == "line-1"
-    assert first["calibration"] == load_calibration(root / "line-1.json").model_dump()
+    assert first["details"]["station"] == "line-1"
+    assert first["details"]["calibration"] == load_calibration(root / "line-1.json").model_dump()
     assert [(row["part"], row["outcome"]) for row in verdicts] == list(enumerate(OUTCOMES, start=1))
-    assert (last["event"], last["parts"]) == ("stopped", 4)
+    assert last["event"] == "stopped"
+    assert (last["details"]["parts"], last["details"]["reason"]) == (4, "end of the source")
     assert len({row["run"] for row in (first, *verdicts, last)}) == 1
-    assert {row["bundle"] for row in (first, *verdicts, last)} == {first["calibration"]["bundle_digest"]}
+    assert {row["bundle"] for row in verdicts} == {first["details"]["calibration"]["bundle_digest"]}
+    record = json.loads((root / "line-1.json").read_text())
+    assert {row["calibration"] for row in verdicts} == {record["sha256"]}
 
 
 def test_a_replay_judges_every_part_and_keeps_it(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -194,7 +199,7 @@ def test_a_calibration_edited_by_hand_is_refused(config: Path, capsys: pytest.Ca
     record.write_text(json.dumps(document | {"threshold": 1e6}))
     assert replay(config.parent) == 2
     assert "changed since it was written" in capsys.readouterr().err
-    assert not (config.parent / "journal.jsonl").exists()
+    assert not (config.parent / "journal.db").exists()
 
 
 @pytest.mark.parametrize(
@@ -270,7 +275,7 @@ def test_the_line_closes_first_and_one_that_fails_to_close_keeps_nothing_open(
         return close
 
     monkeypatch.setattr(door.DryRunRejector, "close", closing("rejector", StationError("line gone")))
-    monkeypatch.setattr(door.JsonLinesJournal, "close", closing("journal", OSError("disk gone")))
+    monkeypatch.setattr(door.SqliteJournal, "close", closing("journal", OSError("disk gone")))
     monkeypatch.setattr(door.FolderCamera, "close", closing("camera", RuntimeError("camera gone")))
     monkeypatch.setattr(door.InspectorThread, "close", closing("scorer"))
     with pytest.raises(RuntimeError):
@@ -321,10 +326,10 @@ def test_a_signal_ends_a_real_process_cleanly(config: Path, number: signal.Signa
     parts = [row["part"] for row in journal(config.parent) if "part" in row]
     assert parts == list(range(1, len(parts) + 1))
     assert 2 <= len(parts) < 200
-    last = journal(config.parent)[-1]
+    last = next(row for row in reversed(journal(config.parent)) if "event" in row)  # a FAULT may follow for the part in flight
     assert last["event"] == "stopped"
-    assert last["parts"] in (len(parts), len(parts) - 1)  # the one in flight may be kept but not yet counted
-    assert last["reason"] == "KeyboardInterrupt"
+    assert last["details"]["parts"] in (len(parts), len(parts) - 1)  # the one in flight may be kept but not yet counted
+    assert last["details"]["reason"] == "KeyboardInterrupt"
     assert "parts in" in said
 
 
@@ -332,15 +337,184 @@ def test_a_killed_process_leaves_a_journal_that_the_next_run_reads(config: Path)
     process = started(config.parent)
     process.kill()
     process.communicate(timeout=30)
-    before = (config.parent / "journal.jsonl").read_bytes()
-    (config.parent / "journal.jsonl").write_bytes(before[:-7])  # as if the kill had come in the middle of a row
     for path in (config.parent / "parts").iterdir():
         path.unlink()
     write_pictures(config.parent / "parts", [flat(128)])
     assert replay(config.parent) == 0
     rows = journal(config.parent)
-    assert [row["event"] for row in rows if "event" in row] == ["started", "recovered", "started", "stopped"]
+    assert [row["event"] for row in rows if "event" in row] == ["started", "interrupted", "started", "stopped"]
+    killed = [row["part"] for row in rows if "part" in row][:-1]
+    assert killed == list(range(1, len(killed) + 1))  # with the part in flight, if there was one
     assert rows[-2]["part"] == 1
+    assert door.main(["audit", "--journal", str(config.parent / "journal.db")]) == 0
+
+
+def with_evidence(config: Path, section: str = "  every: 1\n", more: str = "journal_heads: far/heads.txt\n") -> None:
+    config.write_text(config.read_text() + more + "evidence:\n  folder: pictures\n" + section)
+
+
+def audited(root: Path, *more: str) -> int:
+    return door.main(["audit", "--journal", str(root / "journal.db"), *more])
+
+
+def test_a_run_keeps_pictures_and_notes_them_in_the_chain(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with_evidence(config, "  every: 0\n  near_spreads: 0\n")
+    assert door.main(["run", "--config", str(config)]) == 0
+    pictures = [row for row in journal(config.parent) if row["kind"] == "evidence"]
+    assert [(row["part"], row["outcome"], row["why"]) for row in pictures] == [(2, "PASS", "near"), (3, "REJECT", "reject")]
+    for row, grey in zip(pictures, (138, 139), strict=True):
+        assert row["path"].startswith(row["run"] + "/")
+        assert row["pixels"] == pixel_digest(flat(grey))
+        assert pixel_digest(read_image(config.parent / "pictures" / row["path"])) == row["pixels"]
+    assert f"wrote 2 pictures to {config.parent / 'pictures'}; 0 dropped" in capsys.readouterr().out
+
+
+def test_a_disk_that_is_full_for_pictures_changes_no_verdict(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("edge.evidence.write_file", full)
+    with_evidence(config)
+    assert door.main(["run", "--config", str(config)]) == 0
+    rows = journal(config.parent)
+    assert [row["outcome"] for row in rows if row["kind"] == "part"] == OUTCOMES
+    assert sum(row.get("event") == "evidence failed" for row in rows) == 1
+    said = capsys.readouterr()
+    assert said.err.count("evidence is not kept: ") == 1
+    assert "wrote 0 pictures" in said.out
+    assert "4 failed" in said.out
+
+
+def test_an_audit_of_a_whole_journal_says_what_it_holds(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with_evidence(config)
+    assert door.main(["run", "--config", str(config)]) == 0
+    heads = [line for line in capsys.readouterr().out.splitlines() if line.startswith("journal head: row ")]
+    assert len(heads) == 2  # at start and at stop
+    last = heads[-1].split()[-1]
+    kept = config.parent / "far" / "heads.txt"
+    for more in ([], ["--heads", str(kept)], ["--head", last]):
+        assert audited(config.parent, *more) == 0
+        said = capsys.readouterr().out
+        assert "10 rows (2 event, 4 evidence, 4 part)" in said
+        assert f"head: row 10 {last}" in said
+        assert "whole" in said
+        assert ("and so is every head that was kept" in said) == bool(more)
+        run = journal(config.parent)[0]["run"]
+        assert said.splitlines()[0] == f"run {run}: 3 PASS, 1 REJECT, 0 FAULT; end of the source"
+
+
+def test_an_audit_names_the_first_bad_row(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with_evidence(config)
+    assert door.main(["run", "--config", str(config)]) == 0
+    path, heads = config.parent / "journal.db", config.parent / "far" / "heads.txt"
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("DELETE FROM chain WHERE id >= 9")
+    assert audited(config.parent) == 0  # a chain alone cannot see its end
+    assert audited(config.parent, "--heads", str(heads)) == 1
+    assert "row 9: missing, a head of row 10 was kept: the end was cut off" in capsys.readouterr().out
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE chain SET body = replace(body, 'REJECT', 'PASS') WHERE kind = 'part'")
+    assert audited(config.parent) == 1
+    number = next(row for row, content in enumerate(journal(config.parent), start=1) if content.get("part") == 3)
+    assert f"row {number}: its hash does not follow" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["audit", "--journal", "none.db"], "no such file; expected a station's journal"),
+        (["audit", "--journal", "line-1.json"], "expected an SQLite journal"),
+        (["audit", "--journal", "journal.db", "--heads", "none.txt"], "cannot be read"),
+        (["export", "--journal", "journal.db"], "nothing to export; give --csv FILE, --images DIR, or both"),
+        (["export", "--journal", "none.db", "--csv", "a.csv"], "no such file; expected a station's journal"),
+        (["export", "--journal", "journal.db", "--csv", "line-1.json/a.csv"], "cannot be written"),
+    ],
+)
+def test_what_cannot_be_audited_or_exported_is_one_line(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], argv: list[str], message: str
+) -> None:
+    assert replay(config.parent) == 0
+    monkeypatch.chdir(config.parent)
+    assert door.main(argv) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert message in said
+
+
+def test_an_export_has_every_verdict_and_every_picture(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with_evidence(config)
+    assert door.main(["run", "--config", str(config)]) == 0
+    root = config.parent
+    argv = ["export", "--journal", str(root / "journal.db"), "--csv", str(root / "out" / "parts.csv")]
+    argv += ["--images", str(root / "out"), "--evidence", str(root / "pictures")]
+    assert door.main(argv) == 0
+    with (root / "out" / "parts.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["part"], row["outcome"]) for row in rows] == [(str(part), outcome) for part, outcome in enumerate(OUTCOMES, 1)]
+    kept = [row for row in journal(root) if row["kind"] == "part"]
+    assert [float(row["score"]) for row in rows] == [row["score"] for row in kept]
+    assert (rows[0]["row"], rows[0]["part_ref"], rows[0]["source"]) == ("2", "", "1.png")
+    copied = sorted(str(path.relative_to(root / "out")) for path in (root / "out").rglob("*.png"))
+    run = kept[0]["run"]
+    assert copied == [f"PASS/{run}-0000000{part}-PASS.png" for part in (1, 2, 4)] + [f"REJECT/{run}-00000003-REJECT.png"]
+    assert "copied 4 pictures" in capsys.readouterr().out
+
+
+def test_an_export_leaves_out_what_was_changed_and_ends_with_1(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with_evidence(config)
+    assert door.main(["run", "--config", str(config)]) == 0
+    root = config.parent
+    run = next(path for path in (root / "pictures").iterdir())
+    (run / "00000001-PASS.png").unlink()
+    (run / "00000002-PASS.png").write_bytes((run / "00000003-REJECT.png").read_bytes())
+    argv = ["export", "--journal", str(root / "journal.db"), "--csv", str(root / "parts.csv")]
+    assert door.main([*argv, "--images", str(root / "out"), "--evidence", str(root / "pictures")]) == 1
+    said = capsys.readouterr()
+    assert "00000002-PASS.png: not the picture that the journal has; not copied" in said.err
+    assert "copied 2 pictures" in said.out
+    assert "not there any more: 1" in said.out
+    with contextlib.closing(sqlite3.connect(root / "journal.db")) as connection, connection:
+        connection.execute("DELETE FROM chain WHERE id = 4")
+    assert door.main(argv) == 1
+    said = capsys.readouterr()
+    assert "row 4: missing, row 5 comes next; rows before that are exported" in said.err
+    assert "2 rows" in said.out
+
+
+def test_a_journal_of_json_lines_is_refused_and_left_alone(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old = config.parent / "old.jsonl"
+    old.write_text('{"when": "2024", "part": 1}\n')
+    assert replay(config.parent, "--journal", str(old)) == 2
+    assert "a journal of JSON lines, as earlier versions wrote them" in capsys.readouterr().err
+    assert old.read_text() == '{"when": "2024", "part": 1}\n'
+
+
+def test_a_journal_that_is_locked_faults_parts_and_the_run_goes_on(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config.write_text(config.read_text() + "journal_timeout_ms: 20\n")
+    other: list[sqlite3.Connection] = []
+    real = door._print_verdict
+
+    def listen(verdict: Verdict) -> None:
+        real(verdict)
+        if verdict.part == 1:
+            other.append(sqlite3.connect(config.parent / "journal.db", isolation_level=None))
+            other[0].execute("BEGIN IMMEDIATE")
+        if verdict.part == 2:
+            other[0].close()
+
+    monkeypatch.setattr(door, "_print_verdict", listen)
+    assert door.main(["run", "--config", str(config)]) == 1
+    rows = [(row.get("event"), row.get("part"), row.get("outcome")) for row in journal(config.parent)]
+    assert rows == [
+        ("started", None, None),
+        (None, 1, "PASS"),
+        ("gap", None, None),
+        (None, 3, "REJECT"),
+        (None, 4, "PASS"),
+        ("stopped", None, None),
+    ]
 
 
 def wide_bundle(path: Path, rows: int) -> None:

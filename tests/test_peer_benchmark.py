@@ -94,13 +94,26 @@ def test_both_get_the_same_and_are_compared(product: Path, tmp_path: Path, capsy
         peer.build(backbone_spec("resnet18"), None, 0).conv1.weight,
     )
     figures = json.loads((tmp_path / "out.json").read_text())
-    assert set(figures["methods"]) == {peer.PEER, peer.THIS, peer.MAPPED}
+    assert set(figures["methods"]) - {peer.EIGHT_BITS} == {peer.PEER, peer.THIS, peer.MAPPED}
     assert figures["methods"][peer.PEER]["ratio_p50"] == 1
-    assert figures["auroc"] == {peer.PEER: 1, peer.THIS: 1}  # the bright square is plain to see
+    expected = dict.fromkeys(figures["methods"].keys() - {peer.MAPPED}, 1)
+    assert figures["auroc"] == expected  # the bright square is plain to see
     printed = capsys.readouterr().out
     assert "100 bank rows, 1 threads, 3 images" in printed
     assert "2 good and 2 bad test images" in printed
     assert "anomalib of unknown version" in printed
+
+
+@pytest.mark.usefixtures("_anomalib")
+def test_a_precision_that_is_not_offered_is_not_timed_and_the_reason_is_said(
+    product: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("train.variants.time_ratio", lambda scorer, reference, tensor: 2.0)
+    words = ["--data", str(product), "--weights", "none", "--rows", "100", "--images", "4", "--repeats", "3", "--threads", "1"]
+    assert peer.main(words) == console.DONE
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "int8-cpu is not offered: " in printed
+    assert "this, in int8-cpu" not in printed
 
 
 @pytest.mark.usefixtures("_anomalib")

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from benchmarks import roofline
 from benchmarks.roofline import Device, Work
-from engines import console, verdict_first
+from engines import console, grouped, verdict_first
 
 
 def test_one_convolution() -> None:
@@ -73,7 +73,7 @@ def test_the_search() -> None:
     assert roofline.search_work(10, 100, 8, verdict_first=False) == [Work("LDKNN", 16_000, 800, 80)]
     project, bound, search = roofline.search_work(1000, 2000, 512, verdict_first=True)
     assert (project.operations, bound.operations, search.operations) == (63_488_000, 256_000_000, 73_728_000)
-    assert roofline.BOUND_DIMENSIONS == verdict_first._DIMENSIONS
+    assert roofline.BOUND_DIMENSIONS == grouped.DIMENSIONS
     assert 9 * verdict_first._WINDOWS[0] == roofline.LEAST_SEARCHED
 
 

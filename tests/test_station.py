@@ -17,6 +17,7 @@ from edge.rejector import Rejector
 from edge.station import Station, Statistics
 from edge.verdict import Arrival, Missing, Outcome, Verdict
 from engines import EngineError
+from engines.images import Image
 from tests.fakes import FakeCamera, FakeClock, FakeJournal, FakeRejector, FakeScorer, Keeping, Scoring, flat
 
 THRESHOLD, DEADLINE_MS = 2.5, 100.0
@@ -37,8 +38,11 @@ class Part:
 
     @property
     def ought_to_pass(self) -> bool:
-        """The rule, written down a second time: scored, finite, not above the threshold, in time, and kept in time."""
-        if self.scoring is None or self.scoring.error is not None or self.keeping.error is not None:
+        """The rule, written down a second time: announced, scored, finite, not above the threshold, in time,
+        and kept in time."""
+        if self.scoring is None or self.scoring.error is not None:
+            return False
+        if self.keeping.announce_error is not None or self.keeping.error is not None:
             return False
         decided_ms = self.age_ms + self.scoring.ms
         in_time = decided_ms >= 0 and decided_ms + self.keeping.ms <= DEADLINE_MS
@@ -60,7 +64,8 @@ def run(parts: list[Part]) -> Ran:
     """Run a station over these parts, everything around it fake, the clock too."""
     clock = FakeClock()
     ran = Ran(journal=FakeJournal(clock, {number: part.keeping for number, part in enumerate(parts, start=1)}))
-    scorer = FakeScorer(clock, [part.scoring for part in parts if part.scoring is not None])
+    scored = [part.scoring for part in parts if part.keeping.announce_error is None and part.scoring is not None]
+    scorer = FakeScorer(clock, scored)
     camera = FakeCamera(clock, [None if part.scoring is None else PICTURE for part in parts], [part.age_ms for part in parts])
     ran.statistics = build(scorer, ran.rejector, ran.journal, clock).run(camera, ran.verdicts.append)
     ran.timeouts_s = scorer.timeouts_s
@@ -94,6 +99,7 @@ scorings = st.builds(
 keepings = st.builds(
     Keeping,
     ms=st.sampled_from((0.0, *TIMES_MS)),
+    announce_error=st.none() | st.none() | st.sampled_from(ERRORS),
     error=st.none() | st.none() | st.sampled_from(ERRORS),
     second_error=st.none() | st.sampled_from(ERRORS),
 )
@@ -163,6 +169,7 @@ def test_at_the_threshold_passes_and_the_next_number_above_rejects(threshold: fl
         (Part(Scoring(3.0, ms=150, heeds=False)), Outcome.REJECT, "score 3 is above the threshold 2.5"),
         (Part(Scoring(1.0), age_ms=150), Outcome.FAULT, "deadline of 100 ms missed: verdict after 150.0 ms"),
         (Part(Scoring(1.0), age_ms=-50), Outcome.FAULT, "deadline of 100 ms missed: verdict after -50.0 ms"),
+        (Part(Scoring(1.0), Keeping(announce_error=StationError("locked"))), Outcome.FAULT, "StationError: locked"),
         (Part(Scoring(1.0), Keeping(error=StationError("disk full"))), Outcome.FAULT, "journal failed: disk full"),
         (Part(Scoring(3.0), Keeping(error=OSError(28, "full"))), Outcome.FAULT, "journal failed: [Errno 28] full"),
         (Part(Scoring(1.0), Keeping(ms=150)), Outcome.FAULT, "deadline of 100 ms missed: the journal held the verdict up"),
@@ -190,6 +197,44 @@ def test_a_verdict_is_kept_before_the_line_is_told() -> None:
     station = build(FakeScorer(clock, [Scoring(), Scoring()]), Watching(), journal, clock)
     station.run(FakeCamera(clock, [PICTURE, PICTURE]), lambda verdict: None)
     assert order == [(1, [1]), (2, [1, 2])]
+
+
+def test_a_part_is_announced_before_it_is_judged() -> None:
+    clock = FakeClock()
+    journal = FakeJournal(clock)
+    seen: list[list[int]] = []
+
+    class Watching(FakeScorer):
+        def score(self, image: Image, timeout_s: float) -> float:
+            seen.append(list(journal.announced))
+            return 0.0
+
+    station = build(Watching(clock, []), FakeRejector(), journal, clock)
+    station.run(FakeCamera(clock, [PICTURE, None, PICTURE]), lambda verdict: None)
+    assert seen == [[1], [1, 2, 3]]
+
+
+def test_pictures_are_offered_after_the_line_was_told() -> None:
+    clock, rejector = FakeClock(), FakeRejector()
+    offered: list[tuple[Verdict, int, list[tuple[int, bool]]]] = []
+
+    class Watching:
+        def offer(self, image: Image, verdict: Verdict) -> None:
+            offered.append((verdict, int(image[0, 0, 0]), list(rejector.trace)))
+
+    station = Station(
+        scorer=FakeScorer(clock, [Scoring(0.0), Scoring(9.0)]),
+        threshold=THRESHOLD,
+        rejector=rejector,
+        journal=FakeJournal(clock),
+        clock=clock,
+        deadline_ms=DEADLINE_MS,
+        evidence=Watching(),
+    )
+    verdicts: list[Verdict] = []
+    station.run(FakeCamera(clock, [PICTURE, None, flat(7, (16, 16))]), verdicts.append)
+    told = [(1, False), (2, True), (3, True)]
+    assert offered == [(verdicts[0], 1, told[:1]), (verdicts[2], 7, told)]  # a part without a picture has none to offer
 
 
 def test_the_scorer_gets_the_time_that_is_left() -> None:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engines import EngineError, verdict_first
+from engines import EngineError, grouped
+from engines.grouped import Bounded, Grouped
 from engines.ldknn import LDKNN, Floats
 from engines.pooling import Windows
 from engines.verdict_first import VerdictFirst
@@ -33,7 +34,9 @@ def slow(search: LDKNN, queries: Floats, judged: np.ndarray = ALL, pooling: str 
 
 
 def agree(search: LDKNN, queries: Floats, judged: np.ndarray = ALL, pooling: str = "cover") -> None:
-    assert VerdictFirst(search, judged, pooling).score(queries) == slow(search, queries, judged, pooling)
+    first = VerdictFirst(search, judged, pooling)
+    assert first.score(queries) == slow(search, queries, judged, pooling)
+    assert np.array_equal(first.patches(queries), search.score(queries), equal_nan=True)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 17, 255, 256, 257, 700, 2048, 2049, 2500])
@@ -127,18 +130,23 @@ def test_no_score_exceeds_its_bound(seed: int, rows: int, dim: int, scale: float
     queries = ((rng.normal(size=(PATCHES, dim)) * spread + offset) * 10**scale).astype(np.float32)
     density = (rng.gamma(1, 1, rows) * 10 ** (2 * scale)).astype(np.float32)
     search = LDKNN(bank, density, alpha=alpha)
-    assert (search.score(queries) <= VerdictFirst(search, ALL).upper_bounds(queries)).all()
+    assert (search.score(queries) <= Grouped(search).bound(queries).highest).all()
     agree(search, queries)
 
 
-def test_few_patches_are_searched_where_one_window_stands_out() -> None:
+def test_few_patches_are_searched_where_one_window_stands_out(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(8)
     bank, queries = like_embeddings(rng, 2000, 100), like_embeddings(rng, PATCHES, 100)
     queries[np.ravel_multi_index((4, 4), GRID)] += 3
     search = LDKNN(bank, np.full(2000, 0.1, np.float32), alpha=1.0)
     searched: list[int] = []
-    score = search.score
-    search.score = lambda part: searched.append(len(part)) or score(part)  # type: ignore[method-assign, func-returns-value]
+    score = Grouped.score
+
+    def counted(self: Grouped, bounded: Bounded, chosen: np.ndarray) -> Floats:
+        searched.append(len(chosen))
+        return score(self, bounded, chosen)
+
+    monkeypatch.setattr(Grouped, "score", counted)
     VerdictFirst(search, ALL).score(queries)
     assert 0 < sum(searched) <= 36
 
@@ -223,5 +231,34 @@ def test_a_bank_that_is_not_finite_is_refused(where: str) -> None:
         VerdictFirst(LDKNN(rows, density, alpha=1.0), ALL)
 
 
+@pytest.mark.parametrize("count", [1, 127, 128, 129, 300, 1024, 1500])
+def test_rows_are_dealt_into_whole_groups_and_one_rest(count: int) -> None:
+    points = np.random.default_rng(count).normal(size=(count, 5))
+    groups = grouped._halve(points)
+    assert np.array_equal(np.sort(np.concatenate(groups)), np.arange(count))
+    assert sorted(map(len, groups)) == sorted(
+        [grouped.GROUP] * (count // grouped.GROUP) + [count % grouped.GROUP] * (count % grouped.GROUP > 0)
+    )
+
+
+def test_equal_points_are_dealt_too() -> None:
+    assert sorted(map(len, grouped._halve(np.ones((300, 3))))) == [44, 128, 128]
+
+
+def test_near_rows_share_a_group() -> None:
+    rng = np.random.default_rng(3)
+    points = np.repeat(100 * rng.normal(size=(4, 6)), 128, axis=0) + rng.normal(size=(512, 6))
+    groups = grouped._halve(points)
+    assert sorted(group[0] for group in groups) == [0, 128, 256, 384]
+
+
+def test_groups_far_away_are_not_searched() -> None:
+    rng = np.random.default_rng(4)
+    bank = (np.repeat(100 * rng.normal(size=(8, 40)), 128, axis=0) + rng.normal(size=(1024, 40))).astype(np.float32)
+    search = LDKNN(bank, np.zeros(1024, np.float32), alpha=1.0)
+    bounded = Grouped(search).bound(bank[:PATCHES] + np.float32(0.1))
+    assert (np.count_nonzero(bounded.minima <= bounded.limit[:, None], axis=1) == 1).all()
+
+
 def test_products_have_room_for_whole_groups() -> None:
-    assert verdict_first._ROWS % verdict_first._GROUP == 0
+    assert grouped._ROWS % grouped.GROUP == 0

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.fakes import write_station
+from tests.fakes import journal_rows, write_station
 
 BLOCKED = (
     "torch",
@@ -80,11 +79,11 @@ def test_the_doors_work_from_end_to_end(tmp_path: Path) -> None:
         ("edge", replay),
         ("edge", ["check", "--config", str(tmp_path / "station.yaml")]),
         ("edge", ["run", "--config", str(tmp_path / "station.yaml")]),
+        ("edge", ["audit", "--journal", str(tmp_path / "journal.db")]),
     ):
         done = without(RUN_DOOR, room, *argv)
         assert done.returncode == 0, (room, argv, done.stdout, done.stderr)
-    rows = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
-    assert sum("part" in row for row in rows) == 8
+    assert sum(row["kind"] == "part" for row in journal_rows(tmp_path / "journal.db")) == 8
 
 
 @pytest.mark.parametrize("room", ["engines", "calibration", "edge"])

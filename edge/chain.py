@@ -1,0 +1,213 @@
+"""The journal's rows on disk: an SQLite file in which each row's hash takes in the hash of the row before.
+
+Row n has the SHA-256 of the hash of row n - 1, n, its kind and its body, so that a row that is changed, deleted, inserted or
+moved breaks the chain from there on. A chain cannot see its own end cut off, nor that all of it was written anew: that needs
+one of its hashes, a head, kept elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from edge import StationError
+
+SCHEMA: Final = 1
+APPLICATION_ID: Final = 0x52454231  # "REB1", so that another program's database is not taken for a journal
+GENESIS: Final = "0" * 64  # stands for the row before the first
+PART, EVENT, EVIDENCE = "part", "event", "evidence"
+_CONTEXT = ("recipe", "bundle", "backend", "precision", "engine", "calibration")
+_DECIDED = ("outcome", "score", "threshold", "reason", "latency_ms")
+_TIMES = ("recorded", "triggered", "trigger_ns", "capture_ms")
+PART_KEYS = ("run", "part", *_DECIDED, *_TIMES, "source", *_CONTEXT, "part_ref")
+_TYPES: dict[str, dict[str, type]] = {
+    PART: {"run": str, "part": int, "recorded": str, "outcome": str},
+    EVENT: {"run": str, "recorded": str, "event": str, "details": dict},
+    EVIDENCE: {"run": str, "part": int, "recorded": str, "outcome": str, "path": str, "pixels": str},
+}
+_SQLITE = b"SQLite format 3\0"
+
+
+def _view(name: str, kind: str, keys: tuple[str, ...]) -> str:
+    columns = ", ".join(f"json_extract(body, '$.{key}') AS {key}" for key in keys)
+    return f"CREATE VIEW {name} AS SELECT id, {columns} FROM chain WHERE kind = '{kind}'"
+
+
+_OBJECTS = {
+    "chain": "CREATE TABLE chain (id INTEGER PRIMARY KEY, kind TEXT NOT NULL, body TEXT NOT NULL, hash TEXT NOT NULL)",
+    "event_rows": f"CREATE INDEX event_rows ON chain (id) WHERE kind = '{EVENT}'",
+    # parts announced and not yet decided; not chained, because a row of it lives no longer than its part is judged
+    "in_flight": "CREATE TABLE in_flight (run TEXT, part INTEGER, body TEXT NOT NULL, PRIMARY KEY (run, part))",
+    # for people and their tools; the program reads the chain alone
+    "parts": _view("parts", PART, PART_KEYS),
+    "events": _view("events", EVENT, ("run", "recorded", "event", "details")),
+    "evidence": _view("evidence", EVIDENCE, ("run", "part", "recorded", "outcome", "path", "pixels", "why")),
+}
+
+
+@dataclass(frozen=True)
+class Head:
+    """A row's number, from 1, and its hash (hex); row 0 is before the first."""
+
+    row: int
+    hash: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the chain; `body` is canonical JSON."""
+
+    number: int
+    kind: str
+    body: str
+    hash: str
+
+    @property
+    def head(self) -> Head:
+        """What to keep elsewhere to know this row again."""
+        return Head(self.number, self.hash)
+
+
+class ChainError(StationError):
+    """The first bad row of a chain, and how it is bad."""
+
+    def __init__(self, row: int, how: str) -> None:
+        super().__init__(f"row {row}: {how}")
+        self.row = row
+
+
+def canonical(content: Mapping[str, object]) -> str:
+    """JSON with sorted keys, ASCII alone: one text for one content. Raises ValueError for a number that is not finite."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def follow(head: Head, kind: str, body: str) -> Row:
+    """The row that comes after `head`."""
+    number = head.row + 1
+    text = f"{head.hash}\n{number}\n{kind}\n{body}"
+    return Row(number, kind, body, hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest())
+
+
+def walk(connection: sqlite3.Connection) -> Iterator[Row]:
+    """All rows in order, each checked.
+
+    Raises:
+        ChainError: the first row that is missing, changed, inserted or moved, or that cannot be read.
+    """
+    _check_objects(connection)
+    head = Head(0, GENESIS)
+    try:
+        for number, kind, body, digest in connection.execute("SELECT id, kind, body, hash FROM chain ORDER BY id"):
+            wanted = head.row + 1
+            if number != wanted:
+                raise ChainError(wanted, f"missing, row {number} comes next" if number > wanted else f"row {number} inserted")
+            if not (isinstance(kind, str) and isinstance(body, str)):
+                raise ChainError(number, "not text: changed")
+            row = follow(head, kind, body)
+            if row.hash != digest:
+                before = f"row {head.row}" if head.row > 0 else "the beginning"
+                raise ChainError(number, f"its hash does not follow from {before} and its content: changed, inserted or moved")
+            _check_body(row)
+            yield row
+            head = row.head
+    except sqlite3.Error as error:
+        raise ChainError(head.row + 1, f"cannot be read ({error}): the file is damaged") from None
+
+
+def last_head(connection: sqlite3.Connection) -> Head:
+    """The newest row's."""
+    found = connection.execute("SELECT id, hash FROM chain ORDER BY id DESC LIMIT 1").fetchone()
+    return Head(0, GENESIS) if found is None else Head(*found)
+
+
+def open_for_reading(path: Path) -> sqlite3.Connection:
+    """Open a journal and leave no trace, while a station writes to it or after.
+
+    Raises:
+        StationError: missing, or not a journal that this program can read.
+    """
+    if not path.is_file():
+        raise StationError(f"{path}: no such file; expected a station's journal")
+    refuse_other_files(path)
+    # without a write-ahead log nobody writes: then the file alone is read, also from a medium that cannot be written
+    immutable = "" if os.path.exists(f"{path}-wal") else "&immutable=1"
+    try:
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro{immutable}", uri=True)
+        connection.text_factory = _decode
+        if is_new(connection, path):
+            raise StationError(f"{path}: an empty database, expected a station's journal")
+        return connection
+    except sqlite3.Error as error:
+        raise StationError(f"{path}: not a journal that can be read ({error}); give another file") from None
+
+
+def refuse_other_files(path: Path) -> None:
+    """Raises StationError for a file that is no SQLite database; an empty or missing one may become one."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_SQLITE))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StationError(f"{path}: cannot be read ({error.strerror or error}); expected a journal file") from None
+    if start.startswith(b"{"):
+        raise StationError(
+            f"{path}: a journal of JSON lines, as earlier versions wrote them; expected an SQLite journal:"
+            " keep that file, and give this station another name, such as journal.db"
+        )
+    if start not in (b"", _SQLITE):
+        raise StationError(f"{path}: not a station's journal; give another file")
+
+
+def is_new(connection: sqlite3.Connection, path: Path) -> bool:
+    """True for an empty database. Raises StationError for another program's, and for a newer journal."""
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (objects,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if (application, version, objects) == (0, 0, 0):
+        return True
+    if application != APPLICATION_ID:
+        raise StationError(f"{path}: a database of another program, expected a station's journal; give another file")
+    if version != SCHEMA:
+        raise StationError(f"{path}: journal schema {version}, expected {SCHEMA}; update the program or give another file")
+    return False
+
+
+def create(connection: sqlite3.Connection) -> None:
+    """Make the tables, within the caller's transaction."""
+    for statement in _OBJECTS.values():
+        connection.execute(statement)
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute(f"PRAGMA user_version = {SCHEMA}")
+
+
+def _check_objects(connection: sqlite3.Connection) -> None:
+    """A view that leaves rows out, or a trigger that changes them, would deceive whoever looks with another tool."""
+    try:
+        found = dict(connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"))
+    except sqlite3.Error as error:
+        raise ChainError(1, f"cannot be read ({error}): the file is damaged") from None
+    differing = sorted(name for name in found.keys() | _OBJECTS.keys() if found.get(name) != _OBJECTS.get(name))
+    if differing:
+        raise ChainError(1, f"the tables around the chain were changed: {', '.join(differing)}")
+
+
+def _check_body(row: Row) -> None:
+    """A row of this program is canonical JSON; one that is not was forged together with its hash."""
+    try:
+        content = json.loads(row.body)
+        types = _TYPES[row.kind]
+        if not all(type(content[key]) is wanted for key, wanted in types.items()) or canonical(content) != row.body:
+            raise ValueError
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        raise ChainError(row.number, "not what a station writes, though its hash follows: forged") from None
+
+
+def _decode(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogateescape")

@@ -1,0 +1,40 @@
+"""A process that is killed while it writes the journal."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from benchmarks import crashes as door
+from benchmarks.crashes import Crash, crash
+from benchmarks.journal import main as time_journal
+
+
+def test_a_writer_killed_at_random_points_leaves_a_journal_that_starts_again(tmp_path: Path) -> None:
+    draw = random.Random(1)
+    delays_s = [draw.uniform(0, 0.02) for _ in range(5)] + [draw.uniform(0, 0.15) for _ in range(10)]
+    crashes = [crash(tmp_path / "journal.db", f"run-{number}", delay_s) for number, delay_s in enumerate(delays_s)]
+    assert [found.wrong for found in crashes if found.wrong is not None] == []
+    assert sum(found.acted for found in crashes) > 0
+
+
+def test_the_benchmark_ends_with_1_where_something_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert door.main(["--points", "1", "--json", str(tmp_path / "figures.json")]) == 0
+    (found,) = json.loads((tmp_path / "figures.json").read_text())
+    assert found["wrong"] is None
+    monkeypatch.setattr(door, "crash", lambda path, run, delay_s: Crash(3, 2, 1, 0, "a part without a row"))
+    assert door.main(["--points", "1"]) == 1
+    assert "WRONG  a part without a row" in capsys.readouterr().out
+
+
+def test_the_times_of_rows(tmp_path: Path) -> None:
+    assert time_journal(["--quick", "--folder", str(tmp_path), "--json", str(tmp_path / "figures.json")]) == 0
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["parts_per_s"] > 0
+    assert all(len(times) == 500 for times in figures["ms"].values())
+    assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
