@@ -1,4 +1,4 @@
-"""The edge door: `python -m edge replay|run|check|audit|export`. The only place that chooses implementations."""
+"""The edge door: `python -m edge replay|run|check|lines|pulse|audit|export`. The only place that chooses implementations."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import datetime
 import math
 import os
 import re
+import select
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -21,12 +22,15 @@ from edge.audit import audit, export_csv, export_images
 from edge.camera import Camera, FolderCamera, OpenCVCamera, VideoCamera
 from edge.check import binding_faults, check_station, self_test
 from edge.clock import SystemClock
-from edge.config import ConfigError, DryRun, FolderSource, StationConfig, load_config
+from edge.config import ConfigError, DryRun, FolderSource, StationConfig, load_config, rejector_setup
 from edge.evidence import Choice, EvidenceFolder
 from edge.heads import HeadKeeper, read_heads
 from edge.journal import SqliteJournal
-from edge.rejector import DryRunRejector
+from edge.lines import OUTPUTS, describe_line, open_lines
+from edge.rejector import DryRunRejector, ProcessRejector, Rejector
+from edge.schedule import Count
 from edge.station import Station, Statistics
+from edge.trigger import TriggeredCamera
 from edge.verdict import Outcome, Verdict
 from edge.worker import InspectorThread
 from engines import __version__, console
@@ -60,6 +64,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     check = commands.add_parser("check", help="say all that would keep a station from starting")
     check.add_argument("--config", required=True, type=Path, metavar="FILE")
     check.set_defaults(run=_check)
+    lines = commands.add_parser("lines", help="show each line's level, and edges as they come")
+    lines.add_argument("--config", required=True, type=Path, metavar="FILE")
+    lines.add_argument("--seconds", type=console.positive_float, help="end after this time (default: at Ctrl-C)")
+    lines.set_defaults(run=_lines)
+    pulse = commands.add_parser("pulse", help="energise one output once, to try its wiring")
+    pulse.add_argument("--config", required=True, type=Path, metavar="FILE")
+    pulse.add_argument("--line", required=True, choices=OUTPUTS)
+    pulse.add_argument("--ms", type=console.positive_float, default=200.0, help="how long (default: %(default)g)")
+    pulse.add_argument("--yes", action="store_true", help="the conveyor is stopped and nobody's hands are near the ejector")
+    pulse.set_defaults(run=_pulse)
     audit_ = commands.add_parser("audit", help="say whether a journal is whole, and what it holds")
     audit_.add_argument("--journal", required=True, type=Path, metavar="FILE")
     kept = audit_.add_mutually_exclusive_group()
@@ -94,12 +108,12 @@ def _replay(arguments: argparse.Namespace) -> int:
         rejector=DryRun(kind="dry-run"),
         journal=arguments.journal or arguments.calibration.parent / "journal.db",
     )
-    return _inspect(config, calibration)
+    return _inspect(config, calibration, DryRunRejector)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config)
-    return _inspect(config, load_calibration(config.calibration))
+    return _inspect(config, load_calibration(config.calibration), lambda: ProcessRejector(rejector_setup(config)))
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -117,6 +131,33 @@ def _check(arguments: argparse.Namespace) -> int:
     faults = sum(len(check.faults) for check in checks)
     console.say(f"{config.station}: {'ready to start' if faults == 0 else f'would not start, faults: {faults}'}")
     return console.DONE if faults == 0 else console.NO
+
+
+def _lines(arguments: argparse.Namespace) -> int:
+    setup = rejector_setup(load_config(arguments.config))
+    end = math.inf if arguments.seconds is None else time.monotonic() + arguments.seconds
+    with contextlib.closing(open_lines(setup.driver, setup.lines)) as lines:
+        for spec in setup.lines:
+            console.say(f"{describe_line(spec)}: {'active' if lines.get(spec.name) else 'inactive'}")
+        while (left := end - time.monotonic()) > 0:
+            select.select(lines.filenos(), [], [], min(left, 1.0))
+            for edge in lines.edges():
+                console.say(f"{edge.at_ns / 1e9:.6f} s  {edge.name} {'active' if edge.active else 'inactive'}")
+    return console.DONE
+
+
+def _pulse(arguments: argparse.Namespace) -> int:
+    setup = rejector_setup(load_config(arguments.config))
+    if arguments.line not in [spec.name for spec in setup.lines]:
+        raise StationError(f"line '{arguments.line}' is not in the configuration; add it below rejector.lines")
+    if not arguments.yes:
+        raise StationError(f"this moves what is wired to '{arguments.line}'; stop the conveyor, keep clear, then add --yes")
+    with contextlib.closing(open_lines(setup.driver, setup.lines)) as lines:
+        lines.set(arguments.line, True)
+        time.sleep(arguments.ms / 1e3)
+        lines.set(arguments.line, False)
+    console.say(f"{arguments.line} was energised for {arguments.ms:g} ms ({setup.driver}), and is de-energised now")
+    return console.DONE
 
 
 def _audit(arguments: argparse.Namespace) -> int:
@@ -163,13 +204,17 @@ def _sha256(text: str) -> str:
     return text
 
 
-def _inspect(config: StationConfig, calibration: Calibration) -> int:
+def _inspect(config: StationConfig, calibration: Calibration, open_rejector: Callable[[], Rejector]) -> int:
     """Refuse or run: nothing is judged before the bundle, the calibration and the self-test are in order."""
     bundle = load_bundle(config.bundle)
+
+    def beat() -> None:  # while the station waits for a score or a frame, which it does once the rejector is there
+        rejector.beat()
+
     with contextlib.ExitStack() as closing:  # from the last to the first, each even where another fails: the line first
-        scorer = InspectorThread(lambda: _open_trusted(bundle, config, calibration))
+        scorer = InspectorThread(lambda: _open_trusted(bundle, config, calibration), beat)
         closing.callback(scorer.close)
-        camera = _open_camera(config)
+        camera = _open_camera(config, beat)
         closing.callback(camera.close)
         heads = HeadKeeper(config.journal_heads, console.say, console.warn)
         closing.callback(heads.close)
@@ -179,12 +224,15 @@ def _inspect(config: StationConfig, calibration: Calibration) -> int:
         evidence = _open_evidence(config, run, journal, bundle)
         if evidence is not None:
             closing.callback(evidence.close)
-        rejector = DryRunRejector()
+        rejector = open_rejector()
         closing.callback(rejector.close)
+        if isinstance(rejector, ProcessRejector) and not rejector.announced:
+            camera = TriggeredCamera(camera, rejector)
         journal.event("started", {"version": __version__, "station": config.station, "calibration": calibration.model_dump()})
         heads.note(journal.head, due=True)
         console.say(
-            f"{config.station} ready: threshold {calibration.threshold:.6g}, deadline {config.deadline_ms:g} ms, dry run"
+            f"{config.station} ready: threshold {calibration.threshold:.6g}, deadline {config.deadline_ms:g} ms,"
+            f" {_describe(config, rejector)}"
         )
         station = Station(
             scorer=scorer,
@@ -203,13 +251,18 @@ def _inspect(config: StationConfig, calibration: Calibration) -> int:
         begun = time.monotonic()
         try:
             station.run(camera, tell)
+            if isinstance(rejector, ProcessRejector):
+                rejector.drain()
             reason = "end of the source"
         except BaseException as error:
             reason = f"{type(error).__name__}: {error}".rstrip(": ")
             raise
         finally:
-            journal.event("stopped", {"parts": station.statistics.parts, "reason": reason})
+            did = _end_process(rejector)
+            journal.event("stopped", {"parts": station.statistics.parts, "reason": reason, **did})
             _print_statistics(station.statistics, time.monotonic() - begun)
+            if did:
+                console.say("rejector: " + ", ".join(f"{name} {count}" for name, count in did["rejector"].items()))
     if evidence is not None:
         counts = evidence.counts
         lost = f"{counts.dropped} dropped, {counts.no_room} without room, {counts.failed} failed, {counts.deleted} deleted"
@@ -247,14 +300,31 @@ def _open_trusted(bundle: Bundle, config: StationConfig, calibration: Calibratio
     return inspector
 
 
-def _open_camera(config: StationConfig) -> Camera:
-    source = config.source
+def _open_camera(config: StationConfig, beat: Callable[[], None] = lambda: None) -> Camera:
+    source, clock = config.source, SystemClock(beat)
     if not isinstance(source, FolderSource):
-        return OpenCVCamera(source.device, SystemClock(), timeout_ms=source.timeout_ms)
+        # a thread of the camera's sleeps by its clock, and only the deciding loop may beat
+        return OpenCVCamera(source.device, SystemClock(), timeout_ms=source.timeout_ms, beat=beat)
     period_ns = 0 if source.fps is None else round(1e9 / source.fps)
     if source.path.is_dir():
-        return FolderCamera(source.path, SystemClock(), period_ns)
-    return VideoCamera(source.path, SystemClock(), period_ns)
+        return FolderCamera(source.path, clock, period_ns)
+    return VideoCamera(source.path, clock, period_ns)
+
+
+def _describe(config: StationConfig, rejector: Rejector) -> str:
+    lines = "dry run" if isinstance(config.rejector, DryRun) else f"lines by {config.rejector.driver}"
+    if not isinstance(rejector, ProcessRejector):
+        return lines
+    got = f"real-time priority {rejector.priority}" if rejector.priority > 0 else "no real-time priority"
+    return f"{lines}, rejector with {got}{', memory locked' if rejector.locked else ''}"
+
+
+def _end_process(rejector: Rejector) -> dict[str, dict[str, int]]:
+    """End the rejector's process and say what it did; empty where there is none."""
+    if not isinstance(rejector, ProcessRejector):
+        return {}
+    rejector.close()
+    return {"rejector": {count.name.lower(): rejector.counts[count] for count in Count if rejector.counts[count] > 0}}
 
 
 def _print_verdict(verdict: Verdict) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge import StationError
-from edge.clock import Clock
+from edge.clock import SLICE_S, Clock
 from edge.verdict import Arrival, Frame, Missing
 from engines import EngineError
 from engines.images import Image, list_images, read_image
@@ -124,6 +124,7 @@ class OpenCVCamera:
         clock: Clock,
         *,
         timeout_ms: float = 2000,
+        beat: Callable[[], None] = lambda: None,
         open_capture: Callable[[int | str], cv2.VideoCapture] | None = None,
     ) -> None:
         """Open the camera and start to drain it.
@@ -132,6 +133,7 @@ class OpenCVCamera:
             device: what OpenCV opens.
             clock: for times.
             timeout_ms: without a new frame for this long a part is missing.
+            beat: called again and again while somebody waits for a frame; what it raises ends the wait.
             open_capture: replaced in tests.
 
         Raises:
@@ -140,6 +142,7 @@ class OpenCVCamera:
         self._device = device
         self._clock = clock
         self._timeout_s = timeout_ms / 1e3
+        self._beat = beat
         self._capture = cv2.VideoCapture(device) if open_capture is None else open_capture(device)
         if not self._capture.isOpened():
             raise StationError(f"camera {device}: OpenCV cannot open it; check the cable, the number and the permissions")
@@ -182,10 +185,15 @@ class OpenCVCamera:
         self._thread.join(timeout=self._timeout_s)
 
     def _take(self) -> tuple[Image, int] | None:
-        with self._fresh:
-            self._fresh.wait_for(lambda: self._newest is not None or self._failure is not None, self._timeout_s)
-            newest, self._newest = self._newest, None
-            return newest
+        end_ns = self._clock.now_ns() + round(self._timeout_s * 1e9)
+        while True:
+            left_s = (end_ns - self._clock.now_ns()) / 1e9
+            with self._fresh:
+                wait_s = max(0.0, min(SLICE_S, left_s))
+                if self._fresh.wait_for(lambda: self._newest is not None or self._failure is not None, wait_s) or left_s <= 0:
+                    newest, self._newest = self._newest, None
+                    return newest
+            self._beat()
 
     def _drain(self) -> None:
         try:

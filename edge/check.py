@@ -14,8 +14,9 @@ from pathlib import Path
 from calibration.record import Calibration, load_calibration, mismatches
 from edge.camera import Camera
 from edge.chain import last_head, open_for_reading
-from edge.config import EvidenceConfig, StationConfig
+from edge.config import EvidenceConfig, StationConfig, rejector_setup
 from edge.evidence import stored
+from edge.lines import describe_line, open_lines
 from engines import InspectionError
 from engines.bundle import load_bundle
 from engines.inspector import Inspector
@@ -69,7 +70,7 @@ def check_station(config: StationConfig, open_camera: Callable[[], Camera]) -> l
         checks.append(Check("source", config.source.kind))
     except InspectionError as error:
         checks.append(Check("source", config.source.kind, (str(error),)))
-    checks.append(_check_journal(config.journal))
+    checks += [_check_lines(config), _check_journal(config.journal)]
     if config.evidence is not None:
         checks.append(_check_evidence(config.evidence))
     return checks
@@ -127,6 +128,18 @@ def _check_speed(inspector: Inspector, deadline_ms: float) -> Check:
     if min(times_ms) <= deadline_ms:
         return Check("speed", found)
     return Check("speed", found, (f"{found}: every part would be a FAULT; raise deadline_ms or use a faster machine",))
+
+
+def _check_lines(config: StationConfig) -> Check:
+    """Can the lines be had? Opening them makes all outputs inactive, and so they reject, as before the start."""
+    setup = rejector_setup(config)
+    if setup.driver == "dry-run":
+        return Check("lines", "dry run: none is driven")
+    try:
+        open_lines(setup.driver, setup.lines).close()
+    except InspectionError as error:
+        return Check("lines", setup.driver, (str(error),))
+    return Check("lines", "; ".join(describe_line(spec) for spec in setup.lines))
 
 
 def _check_journal(path: Path) -> Check:

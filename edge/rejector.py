@@ -1,14 +1,37 @@
-"""The reject line, and the dry run that stands in for it."""
+"""The reject line as the deciding loop sees it: a process that rejects by itself, and the count that stands in for it."""
 
 from __future__ import annotations
 
+import os
+import select
+import subprocess
+import sys
+import time
+from collections import Counter, deque
+from pathlib import Path
 from typing import Protocol
 
+import edge
+from edge import StationError
+from edge.rejector_process import Setup
+from edge.schedule import Count
 from edge.verdict import Verdict
+from edge.wire import Flag, Kind, Message, pair, receive, send
+
+_START_S = 10.0
+_END_S = 2.0
+_DRAIN_NS = 5 * 10**9
+_HUNG = 10  # heartbeats that the rejector may be silent for
 
 
 class Rejector(Protocol):
     """Acts on verdicts. Rejects until told otherwise: only a PASS lets a part go."""
+
+    def beat(self) -> None:
+        """Called by the deciding loop, also while it waits: without this every part is rejected. Raises StationError."""
+
+    def announce(self, part: int, trigger_ns: int) -> None:
+        """A part triggered, monotonic ns. Raises StationError when the line cannot be driven."""
 
     def apply(self, verdict: Verdict) -> None:
         """Act on one part. Raises StationError when the line cannot be driven."""
@@ -30,6 +53,12 @@ class DryRunRejector:
         self.rejected = 0
         self.rejecting = True
 
+    def beat(self) -> None:
+        """Nothing watches."""
+
+    def announce(self, part: int, trigger_ns: int) -> None:
+        """Nothing travels."""
+
     def apply(self, verdict: Verdict) -> None:
         """Count one part."""
         self.rejecting = verdict.outcome.rejects
@@ -41,3 +70,194 @@ class DryRunRejector:
     def close(self) -> None:
         """Reject from here on."""
         self.rejecting = True
+
+
+class ProcessRejector:
+    """Starts the rejector's process and tells it what was decided. Once anything fails, every call raises StationError.
+
+    Attributes:
+        priority: real-time priority that the process got, 0 for none.
+        locked: its memory stays in RAM.
+        announced: parts are announced by the station, not by a trigger line.
+        ready: the level of the ready line, as last heard.
+        counts: what it counted, complete after `close`.
+        triggers: parts of the trigger line that nobody took yet: (number, monotonic ns).
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        """Start the process and wait until it drives its lines. Raises StationError when it cannot."""
+        self._settings = setup.settings
+        self._heartbeat_ns = setup.settings.heartbeat_ns
+        self.announced = setup.settings.announced
+        self.priority = 0
+        self.locked = False
+        self.ready = False
+        self.counts: Counter[Count] = Counter()
+        self.triggers: deque[tuple[int, int]] = deque()
+        self._failure = ""
+        self._said_bye = self._closed = False
+        self._beat_ns = self._heard_ns = self._looked_ns = 0
+        self._socket, theirs = pair()
+        passed = [theirs.fileno()] + ([] if setup.inputs is None else [setup.inputs])
+        command = ["-m", "edge.rejector_process", "--socket", str(theirs.fileno()), "--setup", setup.to_json()]
+        root = str(Path(edge.__file__).parent.parent)
+        path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+        self._process = subprocess.Popen(
+            [sys.executable, *command],
+            pass_fds=passed,
+            env={**os.environ, "PYTHONPATH": path},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for the station alone
+        )
+        theirs.close()
+        try:
+            self._greet()
+            self.beat()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
+    def beat(self) -> None:
+        """Tell that the deciding loop turns, and hear what the process has to say."""
+        now_ns = time.monotonic_ns()
+        if now_ns - self._looked_ns > _HUNG * self._heartbeat_ns // 2:
+            self._heard_ns = now_ns  # this side was held up itself
+        self._looked_ns = now_ns
+        self._hear()
+        if now_ns - self._heard_ns > _HUNG * self._heartbeat_ns:
+            self._failure = f"it has been silent for {(now_ns - self._heard_ns) / 1e6:.0f} ms"
+        if now_ns >= self._beat_ns:
+            self._beat_ns = now_ns + self._heartbeat_ns // 4
+            self._tell(Message(Kind.BEAT))
+        self._refuse()
+
+    def announce(self, part: int, trigger_ns: int) -> None:
+        """Tell of a part, unless a trigger line tells the process itself."""
+        if self.announced:
+            self._tell(Message(Kind.ANNOUNCE, part, trigger_ns))
+            self._refuse()
+
+    def apply(self, verdict: Verdict) -> None:
+        """Tell one verdict."""
+        self._hear()
+        self._tell(Message(Kind.VERDICT, verdict.part, int(not verdict.outcome.rejects)))
+        self._refuse()
+
+    def next_trigger(self, timeout_s: float) -> tuple[int, int] | None:
+        """The next part of the trigger line, (number, monotonic ns); None when there was none in time. Raises StationError."""
+        end = time.monotonic() + timeout_s
+        while True:
+            self.beat()
+            if self.triggers:
+                return self.triggers.popleft()
+            left = end - time.monotonic()
+            if left <= 0:
+                return None
+            select.select([self._socket], [], [], min(left, self._heartbeat_ns / 4e9))
+
+    def drain(self) -> None:
+        """Wait, beating, until the parts in flight are past the ejector, where that takes no more than five seconds."""
+        settings = self._settings
+        flight_ns = settings.travel + settings.pulse
+        if not settings.encoder and flight_ns <= _DRAIN_NS:
+            end_ns = time.monotonic_ns() + flight_ns
+            while time.monotonic_ns() < end_ns:
+                time.sleep(settings.heartbeat_ns / 8e9)
+                self.beat()
+
+    def close(self) -> None:
+        """Have all parts rejected, take the report and end the process; may be called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        if not self._failure:
+            self._tell(Message(Kind.BYE))
+        end = time.monotonic() + _END_S
+        while not self._failure and not self._said_bye and time.monotonic() < end:
+            select.select([self._socket], [], [], 0.1)
+            self._hear()
+        self._socket.close()
+        try:
+            self._process.wait(0.0 if not self._said_bye else _END_S)
+        except subprocess.TimeoutExpired:
+            self._process.terminate()  # it makes the outputs inactive
+            try:
+                self._process.wait(_END_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        if self._process.stderr is not None:
+            self._process.stderr.close()
+        self._failure = self._failure or "it was closed"
+
+    def _greet(self) -> None:
+        end = time.monotonic() + _START_S
+        while self._heard_ns == 0 and not self._failure:
+            left = end - time.monotonic()
+            if left <= 0:
+                self._failure = f"it did not start within {_START_S:g} s"
+            select.select([self._socket], [], [], max(0.0, left))
+            self._hear()
+        self._looked_ns = self._heard_ns
+        self._refuse()
+
+    def _hear(self) -> None:
+        if self._failure:
+            return
+        messages, gone = receive(self._socket)
+        for message in messages:
+            self._heard_ns = time.monotonic_ns()
+            if message.kind is Kind.HELLO:
+                self.priority, self.locked = message.value, message.number == 1
+            elif message.kind is Kind.BEAT:
+                self.ready = bool(message.number & Flag.READY)
+                if message.number & Flag.FAULT:
+                    self._failure = self._complaint()
+            elif message.kind is Kind.TRIGGER:
+                self.triggers.append((message.number, message.value))
+            elif message.kind is Kind.COUNT:
+                self.counts[Count(message.number)] = message.value
+            elif message.kind is Kind.BYE:
+                self._said_bye = True
+        if gone and not self._said_bye:
+            self._failure = self._end()
+
+    def _tell(self, message: Message) -> None:
+        if self._failure:
+            return
+        try:
+            send(self._socket, message)
+        except BlockingIOError:
+            self._failure = "it does not read what it is told"
+        except OSError:
+            self._failure = self._end()
+
+    def _end(self) -> str:
+        try:
+            code = self._process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            return "it closed its socket"
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        return f"its process ended ({how}): {self._complaint()}"
+
+    def _complaint(self) -> str:
+        """The last line of its standard error, as far as it is there."""
+        stderr = self._process.stderr
+        assert stderr is not None
+        os.set_blocking(stderr.fileno(), False)
+        lines = (stderr.read() or b"").decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "it said nothing"
+
+    def _refuse(self) -> None:
+        if self._failure:
+            self.ready = False
+            raise StationError(
+                f"the rejector is not there: {self._failure}; every part counts as rejected, start the station again"
+            )

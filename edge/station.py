@@ -112,6 +112,7 @@ class Station:
             StationError: the camera is lost, or the reject line cannot be driven.
         """
         for arrival in camera.frames():
+            self._rejector.beat()
             verdict = self.judge(arrival)
             self.statistics.add(verdict)
             if self._evidence is not None and isinstance(arrival, Frame):
@@ -149,6 +150,7 @@ class Station:
     def _decide(self, arrival: Arrival, deadline: Deadline) -> Verdict:
         score: float | None = None
         try:
+            self._rejector.announce(arrival.part, arrival.trigger_ns)
             self._journal.announce(arrival)
             if isinstance(arrival, Missing):
                 outcome, reason = Outcome.FAULT, arrival.reason

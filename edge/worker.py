@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from edge import StationError
+from edge.clock import SLICE_S
 from engines.images import Image
 from engines.inspector import Inspector
 
@@ -38,8 +39,14 @@ class InspectorThread:
     part waits out its own time and misses it too, so a hung backend rejects parts rather than passing them.
     """
 
-    def __init__(self, open_inspector: Callable[[], Inspector]) -> None:
-        """Start the thread and wait until the inspector is open. Raises what opening raised."""
+    def __init__(self, open_inspector: Callable[[], Inspector], beat: Callable[[], None] = lambda: None) -> None:
+        """Start the thread and wait until the inspector is open. Raises what opening raised.
+
+        Args:
+            open_inspector: called in the thread.
+            beat: called again and again while somebody waits for a score; what it raises ends the wait.
+        """
+        self._beat = beat
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._pending: _Job | None = None
         self._opened = threading.Event()
@@ -55,14 +62,14 @@ class InspectorThread:
         if not self._thread.is_alive():
             raise StationError("the scoring thread has ended; start the station again")
         end = time.monotonic() + timeout_s
-        if self._pending is not None and not self._pending.done.wait(timeout_s):
+        if self._pending is not None and not self._wait(self._pending, end):
             raise TimeoutError("still busy with an earlier part")
         if time.monotonic() >= end:  # a job that is late already would only hold up the next part
             raise TimeoutError("no time left to score")
         job = _Job(image)
         self._pending = job
         self._jobs.put(job)
-        if not job.done.wait(max(0.0, end - time.monotonic())):
+        if not self._wait(job, end):
             raise TimeoutError("no score by the deadline")
         self._pending = None
         if job.error is not None:
@@ -73,6 +80,13 @@ class InspectorThread:
         """End the thread after the job at hand; may be called twice."""
         self._jobs.put(None)
         self._thread.join(timeout=5)
+
+    def _wait(self, job: _Job, end: float) -> bool:
+        while not job.done.wait(max(0.0, min(SLICE_S, end - time.monotonic()))):
+            if time.monotonic() >= end:
+                return False
+            self._beat()
+        return True
 
     def _work(self, open_inspector: Callable[[], Inspector]) -> None:
         try:

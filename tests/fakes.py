@@ -397,11 +397,15 @@ class FakeRejector:
     Attributes:
         trace: (part, rejects) in the order applied, to compare whole.
         levels: the line's level from the start on, True for rejecting; each call adds one.
+        announced: (part, trigger_ns) in order.
+        beats: how often the loop showed that it turns.
     """
 
     def __init__(self, error: Exception | None = None, fail_at: int | None = None) -> None:
         self.trace: list[tuple[int, bool]] = []
         self.levels = [True]
+        self.announced: list[tuple[int, int]] = []
+        self.beats = 0
         self._error = error
         self._fail_at = fail_at
 
@@ -409,6 +413,14 @@ class FakeRejector:
     def rejecting(self) -> bool:
         """The level now."""
         return self.levels[-1]
+
+    def beat(self) -> None:
+        """Count the calls."""
+        self.beats += 1
+
+    def announce(self, part: int, trigger_ns: int) -> None:
+        """Remember one part."""
+        self.announced.append((part, trigger_ns))
 
     def apply(self, verdict: Verdict) -> None:
         """Remember one part, or raise at the part where it is told to fail."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -456,3 +457,22 @@ def test_a_device_that_is_not_there_is_refused() -> None:
 def grey_of(arrival: Arrival) -> int:
     assert isinstance(arrival, Frame)
     return int(arrival.image[0, 0, 0])
+
+
+def test_the_loop_beats_while_it_waits_for_a_frame_or_a_beat() -> None:
+    beats: list[str] = []
+    capture = FakeCapture()
+    camera = OpenCVCamera(
+        0,
+        SystemClock(),
+        timeout_ms=100,
+        beat=lambda: beats.append(threading.current_thread().name),
+        open_capture=lambda device: cast("cv2.VideoCapture", capture),
+    )
+    assert isinstance(next(camera.frames()), Missing)
+    camera.close()
+    waited = len(beats)
+    assert waited >= 2
+    SystemClock(lambda: beats.append(threading.current_thread().name)).sleep_until_ns(time.monotonic_ns() + 50 * MS)
+    assert len(beats) >= waited + 2
+    assert set(beats) == {threading.current_thread().name}

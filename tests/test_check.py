@@ -68,7 +68,7 @@ def test_a_good_station_has_no_faults_and_nothing_is_written(config: Path) -> No
     before = sorted(config.parent.rglob("*"))
     checks = looked_at(config)
     assert {name: check.faults for name, check in checks.items()} == dict.fromkeys(
-        ("bundle", "calibration", "calibration fits", "self-test", "speed", "source", "journal"), ()
+        ("bundle", "calibration", "calibration fits", "self-test", "speed", "source", "lines", "journal"), ()
     )
     assert sorted(config.parent.rglob("*")) == before
 

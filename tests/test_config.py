@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from edge.config import CameraSource, ConfigError, EvidenceConfig, FolderSource, load_config
+from edge.config import CameraSource, ConfigError, EvidenceConfig, FolderSource, load_config, rejector_setup
+from edge.lines import LineSpec
+from edge.rejector_process import Setup
+from edge.schedule import Settings
 
 GOOD = """\
 station: line-1
@@ -83,7 +86,11 @@ def test_a_camera_by_number_path_or_url(path: Path, written: str, device: int | 
         ("  fps: 4.5", "  speed: 4.5", "station.yaml:11: unknown key 'source.speed'; expected one of: device, fps, kind, path"),
         ("  fps: 4.5", "  camera: x", "station.yaml:11: unknown key 'source.camera'; expected one of"),
         ("  fps: 4.5", "  replay: x", "station.yaml:11: unknown key 'source.replay'; expected one of"),
-        ("dry-run\n", "dry-run\n  line: 7\n", "station.yaml:14: unknown key 'rejector.line'; expected one of: kind"),
+        (
+            "dry-run\n",
+            "dry-run\n  line: 7\n",
+            "station.yaml:14: unknown key 'rejector.line'; expected one of: chip",
+        ),
         ("  fps: 4.5", "  device: 0", "station.yaml:11: unknown key 'source.device'"),
         ("threads: 2", "threads: 2\n7: x", "station.yaml:7: "),
     ],
@@ -102,7 +109,7 @@ def test_unknown_keys(path: Path, old: str, new: str, fault: str) -> None:
         ("calibration: line-1.json\n", "", "station.yaml:1: key 'calibration' is missing; add it"),
         ("journal: logs/journal.db\n", "", "station.yaml:1: key 'journal' is missing; add it"),
         ("  path: parts\n", "", "station.yaml:8: key 'source.path' is missing; add it"),
-        ("rejector:\n  kind: dry-run\n", "rejector: {}\n", "station.yaml:12: key 'rejector.kind' is missing; add it"),
+        ("rejector:\n  kind: dry-run\n", "rejector: {}\n", "station.yaml:12: 'rejector' is "),
         ("  kind: replay\n", "", "station.yaml:8: 'source' is "),
         ("  kind: replay\n  path: parts\n", "  kind: camera\n", "station.yaml:8: key 'source.device' is missing; add it"),
     ],
@@ -128,7 +135,7 @@ def test_missing_keys(path: Path, old: str, new: str, fault: str) -> None:
         ("calibration: line-1.json", "calibration: [x]", 4, "calibration"),
         ("backend: onnxruntime", "backend: 1", 5, "backend"),
         ("  kind: replay", "  kind: telepathy", 8, "source"),
-        ("kind: dry-run", "kind: gpio", 13, "rejector.kind"),
+        ("kind: dry-run", "kind: telepathy", 12, "rejector"),
         ("  path: parts", "  path: {a: b}", 10, "source.path"),
     ],
 )
@@ -137,6 +144,65 @@ def test_wrong_values_are_shown_with_their_line(path: Path, old: str, new: str, 
     path.write_text(GOOD.replace(old, new))
     (found,) = faults_of(path)
     assert found.startswith(f"station.yaml:{line}: '{name}' is ")
+
+
+GPIO = """\
+rejector:
+  kind: gpio
+  chip: /dev/gpiochip1
+  lines:
+    reject: {line: 7, active: low}
+    ready: PH.00
+    trigger: {line: 9, chip: /dev/gpiochip0, bias: pull-up, debounce_ms: 0.5}
+  travel_ms: 400
+  pulse_ms: 20
+"""
+
+
+def test_lines_by_offset_or_name(path: Path) -> None:
+    path.write_text(GOOD.replace("rejector:\n  kind: dry-run\n", GPIO))
+    setup = rejector_setup(load_config(path))
+    assert setup.lines == (
+        LineSpec("reject", True, "/dev/gpiochip1", 7, True),
+        LineSpec("ready", True, "/dev/gpiochip1", "PH.00"),
+        LineSpec("trigger", False, "/dev/gpiochip0", 9, bias="pull-up", debounce_us=500),
+    )
+    ms = 10**6
+    assert setup.settings == Settings(400 * ms, 20 * ms, 0, 250 * ms, 100 * ms, announced=False, tolerance=5 * ms)
+    assert Setup.from_json(setup.to_json()) == setup
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        ("  travel_ms: 400\n", "", "station.yaml:12: key 'rejector.travel_ms' is missing: there is no line encoder; add it"),
+        (
+            "travel_ms: 400",
+            "travel_ms: 200",
+            "station.yaml:12: the deadline of 250 ms is after the part's arrival at",
+        ),
+        ("  pulse_ms: 20", "  pulse_ms: 20\n  travel_pulses: 4", "station.yaml:12: key 'rejector.travel_pulses' does not go"),
+        ("  pulse_ms: 20", "  pulse_ms: 20\n  confirm_ms: 4", "station.yaml:12: 'rejector.lines.confirm' and"),
+        ("ready: PH.00", "ready: 7", "station.yaml:12: lines 'reject' and 'ready' are both 7; give each its own"),
+        ("ready: PH.00", "raedy: 3", "station.yaml:17: unknown key 'rejector.lines.raedy'; expected one of: confirm, encoder"),
+        ("active: low", "activ: low", "station.yaml:16: unknown key 'rejector.lines.reject.activ'; expected one of: active"),
+        ("line: 7,", "line: -7,", "station.yaml:16: 'rejector.lines.reject.line' is -7; expected an offset, 0 or more, or a"),
+        ("active: low", "active: 0", "station.yaml:16: 'rejector.lines.reject.active' is 0; input should be 'high' or 'low'"),
+        ("    reject: {line: 7, active: low}\n", "", "station.yaml:15: key 'rejector.lines.reject' is missing; add it"),
+        (
+            "pulse_ms: 20",
+            "pulse_ms: 20\n  heartbeat_ms: 20",
+            "station.yaml:21: 'rejector.heartbeat_ms' is 20; input should be gr",
+        ),
+        ("pulse_ms: 20", "pulse_ms: yes", "station.yaml:20: 'rejector.pulse_ms' is True"),
+        ("  pulse_ms: 20", "  pulse_ms: 20\n  driver: jetson", "station.yaml:12: Jetson.GPIO sets neither bias nor debounce"),
+    ],
+)
+def test_lines_that_do_not_go_together(path: Path, old: str, new: str, fault: str) -> None:
+    assert old in GPIO
+    path.write_text(GOOD.replace("rejector:\n  kind: dry-run\n", GPIO.replace(old, new)))
+    (found,) = faults_of(path)
+    assert found.startswith(fault)
 
 
 @pytest.mark.parametrize("bad", ["true", "-1", "1.5", "[0]", "null"])
@@ -218,6 +284,13 @@ def test_the_precision_is_fp32_unless_given(path: Path) -> None:
     path.write_text(GOOD + "precision: int4\n")
     (fault,) = faults_of(path)
     assert "'precision' is 'int4'; input should be 'fp32', 'fp16', 'int8' or 'int8-cpu'" in fault
+
+
+def test_the_examples_are_valid() -> None:
+    deploy = Path(__file__).parent.parent / "deploy"
+    for example in deploy.glob("*.yaml"):
+        rejector_setup(load_config(example))
+    assert len(list(deploy.glob("*.yaml"))) == 2
 
 
 EVIDENCE = """\

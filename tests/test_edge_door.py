@@ -80,7 +80,8 @@ def check_journal(root: Path) -> None:
     assert first["details"]["station"] == "line-1"
     assert first["details"]["calibration"] == load_calibration(root / "line-1.json").model_dump()
     assert [(row["part"], row["outcome"]) for row in verdicts] == list(enumerate(OUTCOMES, start=1))
-    assert (last["event"], last["details"]) == ("stopped", {"parts": 4, "reason": "end of the source"})
+    assert last["event"] == "stopped"
+    assert (last["details"]["parts"], last["details"]["reason"]) == (4, "end of the source")
     assert len({row["run"] for row in (first, *verdicts, last)}) == 1
     assert {row["bundle"] for row in verdicts} == {first["details"]["calibration"]["bundle_digest"]}
     record = json.loads((root / "line-1.json").read_text())

@@ -388,3 +388,24 @@ def test_a_missing_part_asks_the_scorer_nothing() -> None:
     verdict = build(scorer, FakeRejector(), FakeJournal(clock), clock).judge(Missing(1, clock.now_ns(), "a.png", "truncated"))
     assert (verdict.outcome, verdict.score, verdict.reason, verdict.source) == (Outcome.FAULT, None, "truncated", "a.png")
     assert scorer.timeouts_s == []
+
+
+def test_each_part_is_announced_with_its_trigger_before_it_is_judged_and_the_loop_beats() -> None:
+    ran = run([Part(), Part(None), Part(age_ms=40.0)])
+    assert [part for part, _ in ran.rejector.announced] == [1, 2, 3]
+    assert len({trigger_ns for _, trigger_ns in ran.rejector.announced}) == 2  # the clock stood, and one part was older
+    assert ran.rejector.beats == 3
+
+
+def test_a_part_that_cannot_be_announced_is_a_fault() -> None:
+    class Deaf(FakeRejector):
+        def announce(self, part: int, trigger_ns: int) -> None:
+            raise StationError("the rejector is not there")
+
+    clock, rejector = FakeClock(), Deaf()
+    verdicts: list[Verdict] = []
+    build(FakeScorer(clock, []), rejector, FakeJournal(clock), clock).run(FakeCamera(clock, [PICTURE]), verdicts.append)
+    assert [(verdict.outcome, verdict.reason) for verdict in verdicts] == [
+        (Outcome.FAULT, "StationError: the rejector is not there")
+    ]
+    assert rejector.trace == [(1, True)]

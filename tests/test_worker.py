@@ -201,3 +201,30 @@ def test_closing_a_hung_backend_comes_back(start: Start, monkeypatch: pytest.Mon
 def test_the_thread_does_not_keep_the_process_alive(start: Start) -> None:
     start(FakeInspector())
     assert all(thread.daemon for thread in threading.enumerate() if thread.name == "inspector")
+
+
+def test_the_loop_beats_while_it_waits_and_only_then() -> None:
+    inspector, beats = FakeInspector(), []
+
+    def beat() -> None:
+        beats.append(threading.current_thread())
+        if len(beats) == 3:
+            inspector.release.set()
+
+    worker = InspectorThread(lambda: inspector, beat)
+    assert worker.score(flat(255), LONG_S) == 255.0
+    worker.close()
+    assert len(beats) >= 3
+    assert set(beats) == {threading.current_thread()}
+
+
+def test_what_a_beat_raises_ends_the_wait() -> None:
+    def beat() -> None:
+        raise StationError("the rejector is not there")
+
+    inspector = FakeInspector()
+    worker = InspectorThread(lambda: inspector, beat)
+    with pytest.raises(StationError, match="the rejector is not there"):
+        worker.score(flat(255), LONG_S)
+    inspector.release.set()
+    worker.close()

@@ -1,0 +1,358 @@
+"""When the reject line rejects: a state machine without threads, clocks or input and output.
+
+A part is known by its trigger. Its window is `[trigger + travel, trigger + travel + pulse)`, along an axis that is time in
+nanoseconds or the count of an encoder. The line rejects in the window of every part, unless a PASS for it came by its
+deadline, with vision alive from its trigger until its window opens. All times are monotonic nanoseconds.
+
+Parts whose windows touch, or lie no farther apart than `separation`, share one fate: unless all of them passed, all are
+rejected, and the line does not move between them. That is decided when a window opens; a part without a verdict counts as
+rejected.
+"""
+
+from __future__ import annotations
+
+import bisect
+import enum
+from collections import Counter, deque
+from dataclasses import dataclass, field
+
+from edge import StationError
+
+
+class Count(enum.IntEnum):
+    """What is counted; the numbers travel between processes."""
+
+    TRIGGERED = 1
+    PASSED = 2
+    REJECTED = 3
+    NO_VERDICT = 4
+    """Rejected parts that no verdict named."""
+    NEIGHBOURS = 5
+    """Passed parts that were rejected together with a part too close to be separated from."""
+    REVOKED = 6
+    """PASS verdicts that were taken back: vision was lost, stopped, or changed its mind before the window opened."""
+    LATE = 7
+    """PASS after the deadline, or for a part that was in flight when vision was lost."""
+    DUPLICATE = 8
+    UNKNOWN = 9
+    """Verdicts for parts that never triggered or are long gone."""
+    OUT_OF_ORDER = 10
+    VISION_LOST = 11
+    UNTRIGGERED = 12
+    """Parts that only the exit sensor saw."""
+    NOT_SEEN = 13
+    """Parts that triggered and did not come by the exit sensor."""
+    UNCONFIRMED = 14
+    STRAY_CONFIRM = 15
+    MISSED = 16
+    """Windows of rejected parts of which less than half was left when they could be opened."""
+    BAD_TRIGGER = 17
+    """Announcements in the future, or numbered out of order: such a part never passes."""
+    CLOCK_BACK = 18
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How parts travel and how long things may take.
+
+    Attributes:
+        travel, pulse, separation: on the axis: nanoseconds, or encoder pulses with `encoder`.
+        deadline_ns: from trigger to the latest PASS that counts.
+        heartbeat_ns: vision is lost when it was silent for this long.
+        encoder: the axis is an encoder's count.
+        announced: vision announces parts itself, so that it rejects all the time while vision is lost.
+        confirm_ns: from the end of a window to the latest confirmation; None without that sensor.
+        exit: on the axis, from trigger to the exit sensor, which lies before the ejector; None without one.
+        tolerance: on the axis, how far from its expected place a part may be at the exit sensor.
+    """
+
+    travel: int
+    pulse: int
+    separation: int
+    deadline_ns: int
+    heartbeat_ns: int
+    encoder: bool = False
+    announced: bool = True
+    confirm_ns: int | None = None
+    exit: int | None = None
+    tolerance: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work. Raises StationError."""
+        for name in ("travel", "pulse", "deadline_ns", "heartbeat_ns"):
+            if getattr(self, name) <= 0:
+                raise StationError(f"{name} is {getattr(self, name)}, expected above 0")
+        if self.separation < 0 or self.tolerance < 0 or (self.confirm_ns is not None and self.confirm_ns <= 0):
+            raise StationError("separation and tolerance must be 0 or more, the confirm window above 0; correct them")
+        if not self.encoder and self.deadline_ns > self.travel:
+            raise StationError(
+                f"the deadline of {self.deadline_ns / 1e6:g} ms is after the part's arrival at the ejector,"
+                f" {self.travel / 1e6:g} ms; lower deadline_ms or move the ejector"
+            )
+        if self.encoder and self.announced:
+            raise StationError("travel in encoder pulses needs a trigger line: an announced part has no encoder count")
+        if self.exit is not None and self.exit + self.tolerance > self.travel:
+            raise StationError(
+                f"the exit sensor sees a part up to {self.exit + self.tolerance} after its trigger, expected before it reaches"
+                f" the ejector at {self.travel}; move the sensor or lower its tolerance"
+            )
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Levels wanted now. `fault` stays until the process is started again."""
+
+    reject: bool
+    ready: bool
+    fault: bool
+
+
+@dataclass(eq=False)
+class _Part:
+    number: int
+    trigger_ns: int
+    start: int
+    end: int
+    hopeless: bool = False  # whatever comes, it is rejected
+    passed: bool = False
+    judged: bool = False
+    seen: bool = False
+    fate: bool | None = None  # once its window opened: True is rejected
+    opened_ns: int = 0
+    closed_ns: int | None = None
+
+
+@dataclass
+class Schedule:
+    """The state machine. Call `advance` at `next_ns` at the latest, and after every other call look at `outputs`.
+
+    Attributes:
+        counts: what happened so far.
+        stopped: why it stopped for good, "" while it works.
+    """
+
+    settings: Settings
+    counts: Counter[Count] = field(default_factory=Counter)
+    stopped: str = ""
+
+    def __post_init__(self) -> None:
+        """Start without parts and with vision not alive."""
+        self._parts: list[_Part] = []  # in flight, by start
+        self._unconfirmed: deque[_Part] = deque()
+        self._now_ns = 0
+        self._count = 0
+        self._alive = False
+        self._silent_ns = 0  # vision is lost from then on
+        self._triggered = 0  # the last part's number
+        self._judged = 0  # the highest number that a verdict named
+
+    @property
+    def outputs(self) -> Outputs:
+        """The levels now."""
+        stopped = self.stopped != ""
+        everything = stopped or (self.settings.announced and not self._alive)
+        return Outputs(reject=everything or self._in_window(), ready=self._alive and not stopped, fault=stopped)
+
+    @property
+    def in_flight(self) -> int:
+        """Parts whose windows have not closed."""
+        return sum(part.closed_ns is None for part in self._parts)
+
+    @property
+    def next_ns(self) -> int | None:
+        """When to call `advance` next at the latest; None when nothing is due."""
+        due = [self._silent_ns] if self._alive else []
+        if not self.settings.encoder:
+            due += [part.start if part.fate is None else part.end for part in self._parts if part.closed_ns is None]
+        if self.settings.confirm_ns is not None:
+            due += [part.closed_ns + self.settings.confirm_ns for part in self._unconfirmed if part.closed_ns is not None]
+        return min(due, default=None)
+
+    def trigger(self, now_ns: int, at_ns: int) -> int:
+        """A part passed the trigger line at `at_ns`; returns its number."""
+        self.advance(now_ns)
+        self._triggered += 1
+        at_ns = min(at_ns, self._now_ns)  # a stamp of another clock must not put the window off
+        self._add(self._triggered, at_ns, self._count if self.settings.encoder else at_ns)
+        return self._triggered
+
+    def announce(self, now_ns: int, number: int, trigger_ns: int) -> None:
+        """Vision says that a part triggered at `trigger_ns`. One that cannot be right is rejected."""
+        self.advance(now_ns)
+        part = self._add(number, min(trigger_ns, self._now_ns), min(trigger_ns, self._now_ns))
+        if number <= self._triggered or trigger_ns > self._now_ns:
+            part.hopeless = True
+            self.counts[Count.BAD_TRIGGER] += 1
+        self._triggered = max(self._triggered, number)
+
+    def verdict(self, now_ns: int, number: int, passed: bool) -> None:
+        """Vision's verdict. Only the first one of a part, in order and in time, makes it pass; a reject always holds."""
+        self.advance(now_ns)
+        in_order, self._judged = number > self._judged, max(number, self._judged)
+        part = next((part for part in self._parts if part.number == number and number > 0), None)
+        if part is None:
+            self.counts[Count.UNKNOWN] += 1
+        elif part.judged:
+            self.counts[Count.DUPLICATE] += 1
+        elif not in_order:
+            self.counts[Count.OUT_OF_ORDER] += 1
+        elif passed:
+            in_time = self._now_ns - part.trigger_ns <= self.settings.deadline_ns and part.fate is None
+            part.passed = in_time and not part.hopeless
+            self.counts[Count.LATE] += not part.passed
+        if part is not None:
+            part.judged = True
+            if not passed:
+                self._revoke(part)
+
+    def heartbeat(self, now_ns: int) -> None:
+        """Vision's deciding loop turns."""
+        self.advance(now_ns)
+        self._alive = True
+        self._silent_ns = self._now_ns + self.settings.heartbeat_ns
+
+    def lose(self, now_ns: int, *, goodbye: bool = False) -> None:
+        """Vision is gone: no part in flight passes any more, nor does one that triggers before its next heartbeat.
+
+        It counts as lost unless it said goodbye.
+        """
+        self.advance(now_ns)
+        self._alive = self._alive and not goodbye
+        self._lose()
+
+    def encode(self, now_ns: int, pulses: int = 1) -> None:
+        """The encoder moved on."""
+        self.advance(now_ns)
+        for _ in range(pulses):
+            self._count += 1
+            self._move()
+
+    def confirm(self, now_ns: int, at_ns: int) -> None:
+        """The confirm sensor saw a rejected part; to be told before anything else of the same time."""
+        self._tick(now_ns)
+        part = next((part for part in self._unconfirmed if part.opened_ns <= at_ns), None)
+        if part is None:
+            self.counts[Count.STRAY_CONFIRM] += 1
+        else:
+            self._unconfirmed.remove(part)
+        self.advance(now_ns)
+
+    def exit(self, now_ns: int, at_ns: int) -> None:
+        """The exit sensor saw a part at `at_ns`; one that no trigger announced is rejected."""
+        self.advance(now_ns)
+        assert self.settings.exit is not None
+        at = self._count if self.settings.encoder else min(at_ns, self._now_ns)
+        trigger = at - self.settings.exit
+        for part in self._parts:
+            if not part.seen and abs(part.start - self.settings.travel - trigger) <= self.settings.tolerance:
+                part.seen = True
+                return
+        self.counts[Count.UNTRIGGERED] += 1
+        self._add(0, self._now_ns, trigger).seen = True  # no verdict can name it
+
+    def advance(self, now_ns: int) -> None:
+        """Bring everything up to now. A clock that went back is taken to stand still."""
+        self._tick(now_ns)
+        confirm_ns = self.settings.confirm_ns
+        if confirm_ns is not None:
+            while self._unconfirmed and self._overdue(self._unconfirmed[0], confirm_ns):
+                part = self._unconfirmed.popleft()
+                self.counts[Count.UNCONFIRMED] += 1
+                self._stop(f"{_name(part)} was rejected and the confirm sensor did not see it")
+
+    def _tick(self, now_ns: int) -> None:
+        if now_ns < self._now_ns:
+            self.counts[Count.CLOCK_BACK] += 1
+        self._now_ns = max(now_ns, self._now_ns)
+        if self._alive and self._now_ns >= self._silent_ns:
+            self._lose()
+        self._move()
+
+    def _overdue(self, part: _Part, confirm_ns: int) -> bool:
+        return part.closed_ns is not None and self._now_ns >= part.closed_ns + confirm_ns
+
+    def _add(self, number: int, trigger_ns: int, trigger: int) -> _Part:
+        start = trigger + self.settings.travel
+        part = _Part(number, trigger_ns, start, start + self.settings.pulse, hopeless=not self._alive or self.stopped != "")
+        bisect.insort(self._parts, part, key=lambda other: other.start)
+        self.counts[Count.TRIGGERED] += number > 0
+        return part
+
+    def _move(self) -> None:
+        """Open and close windows up to the position now."""
+        position = self._count if self.settings.encoder else self._now_ns
+        for index, part in enumerate(self._parts):
+            if part.start > position:
+                break
+            if part.fate is None:
+                self._settle(index, position)
+            if part.closed_ns is None and part.end <= position:
+                part.closed_ns = self._now_ns if self.settings.encoder else part.end
+        reach = position - self.settings.separation - self.settings.pulse  # what ended before has no neighbour yet to come
+        while self._parts and self._parts[0].closed_ns is not None and self._parts[0].end < reach:
+            self._parts.pop(0)
+
+    def _settle(self, index: int, position: int) -> None:
+        part = self._parts[index]
+        rejected_itself = not part.passed
+        part.fate = rejected_itself or self._shares_a_reject(index)
+        part.opened_ns = self._now_ns if self.settings.encoder else part.start
+        self.counts[Count.NOT_SEEN] += self.settings.exit is not None and not part.seen
+        if not part.fate:
+            self.counts[Count.PASSED] += 1
+            return
+        self.counts[Count.REJECTED] += 1
+        self.counts[Count.NO_VERDICT] += not part.judged
+        self.counts[Count.NEIGHBOURS] += not rejected_itself
+        if 2 * (position - part.start) > self.settings.pulse:
+            self.counts[Count.MISSED] += 1
+            self._stop(f"{_name(part)} was at the ejector before the line could reject it")
+        if self.settings.confirm_ns is not None:
+            self._unconfirmed.append(part)
+
+    def _shares_a_reject(self, index: int) -> bool:
+        """Whether a part that cannot be separated from this one is rejected, through neighbours of neighbours."""
+        for step in (-1, 1):
+            here = index
+            while 0 <= here + step < len(self._parts):
+                part, other = self._parts[here], self._parts[here + step]
+                if max(part.start, other.start) - min(part.end, other.end) > self.settings.separation:
+                    break
+                if other.fate or (other.fate is None and not other.passed):
+                    return True
+                here += step
+        return False
+
+    def _in_window(self) -> bool:
+        position = self._count if self.settings.encoder else self._now_ns
+        for index, part in enumerate(self._parts):
+            if not part.fate:
+                continue
+            following = self._parts[index + 1] if index + 1 < len(self._parts) else None
+            held = following is not None and following.fate is None and following.start - part.end <= self.settings.separation
+            if part.start <= position < part.end or (held and following is not None and position < following.start):
+                return True
+        return False
+
+    def _lose(self) -> None:
+        self.counts[Count.VISION_LOST] += self._alive
+        self._alive = False
+        self._give_up()
+
+    def _stop(self, reason: str) -> None:
+        self.stopped = self.stopped or reason
+        self._give_up()
+
+    def _give_up(self) -> None:
+        for part in self._parts:
+            part.hopeless = True
+            self._revoke(part)
+
+    def _revoke(self, part: _Part) -> None:
+        if part.passed and part.fate is None:
+            part.passed = False
+            self.counts[Count.REVOKED] += 1
+
+
+def _name(part: _Part) -> str:
+    return f"part {part.number}" if part.number > 0 else "a part that never triggered"

@@ -1,0 +1,69 @@
+"""Parts of a trigger line: each has its own frame, or none."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+from edge.trigger import TriggeredCamera
+from edge.verdict import Arrival, Frame, Missing
+from tests.fakes import flat
+
+
+class Source:
+    """Triggers of a list; None is a wait in which none came."""
+
+    def __init__(self, triggers: list[tuple[int, int] | None]) -> None:
+        self.triggers: deque[tuple[int, int]] = deque()
+        self._coming = deque(triggers)
+
+    def next_trigger(self, timeout_s: float) -> tuple[int, int] | None:
+        if self.triggers:
+            return self.triggers.popleft()
+        return self._coming.popleft()
+
+
+class Camera:
+    """Frames with these times; None is a part without a picture."""
+
+    def __init__(self, captured_ns: list[int | None]) -> None:
+        self._captured_ns = captured_ns
+        self.closed = 0
+
+    def frames(self) -> Iterator[Arrival]:
+        for index, at_ns in enumerate(self._captured_ns, start=1):
+            if at_ns is None:
+                yield Missing(index, 0, str(index), "frozen")
+            else:
+                yield Frame(flat(index), index, at_ns, at_ns, str(index))
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def seen(arrivals: Iterator[Arrival]) -> list[tuple[int, int, str, bool]]:
+    return [(arrival.part, arrival.trigger_ns, arrival.source, isinstance(arrival, Frame)) for arrival in arrivals]
+
+
+def test_each_part_takes_the_first_frame_after_its_trigger() -> None:
+    camera = Camera([5, 12, 15, 21, 33])
+    frames = TriggeredCamera(camera, Source([(1, 10), None, (2, 20), (3, 30), (4, 40)])).frames()
+    assert seen(frames) == [(1, 10, "2", True), (2, 20, "4", True), (3, 30, "5", True)]
+
+
+def test_a_part_whose_frame_came_after_the_next_trigger_has_none() -> None:
+    source = Source([(3, 40), (4, 50)])
+    source.triggers.extend([(1, 10), (2, 20)])
+    frames = TriggeredCamera(Camera([25, 45]), source).frames()
+    assert seen(frames) == [(1, 10, "1", False), (2, 20, "1", True), (3, 40, "2", True)]
+
+
+def test_a_part_without_a_picture_keeps_its_reason() -> None:
+    (arrival,) = TriggeredCamera(Camera([None]), Source([(7, 10), (8, 20)])).frames()
+    assert arrival == Missing(7, 10, "1", "frozen")
+
+
+def test_closing_closes_the_camera() -> None:
+    camera = Camera([])
+    TriggeredCamera(camera, Source([])).close()
+    assert camera.closed == 1
