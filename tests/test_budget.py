@@ -130,7 +130,9 @@ def test_without_a_file_the_search_is_timed_here(
     data = draw(tmp_path / "flange", 6)
     monkeypatch.setattr(train.budget, "_PILOT_ROWS", 192)
     # a search that takes `fastest_ms` in the whole pilot, and in proportion else
-    monkeypatch.setattr(train.budget, "search_ms", lambda search, images: [fastest_ms * len(search._grouped._order) / 192] * len(images))
+    monkeypatch.setattr(
+        train.budget, "search_ms", lambda search, images: [fastest_ms * len(search._grouped._order) / 192] * len(images)
+    )
     talk = Talk()
     fit(settings_for(data, budget_ms=2.0, alpha=1.0), tmp_path / "bundle", talk.console)
     assert len(load_bundle(tmp_path / "bundle").bank.rows) == rows
