@@ -35,6 +35,7 @@ class VerdictFirst:
         self._windows = Windows(judged, pooling)
         self._shape = (judged.size, search.rows.shape[1])
         self._every = np.arange(judged.size)
+        self._search = search
         self._grouped = Grouped(search)
 
     def score(self, embeddings: Floats) -> float:
@@ -59,7 +60,7 @@ class VerdictFirst:
             patches = self._windows.patches(chosen)
             patches = patches[np.isneginf(exact[patches])]
             if len(patches) > 0:
-                exact[patches] = self._grouped.score(bounded, patches)
+                exact[patches] = self._search.score(embeddings[patches])  # groups do not pay for so few
             best = float(np.maximum(best, self._windows.means(exact.reshape(self._judged.shape))[chosen].max()))
             if np.isnan(best):  # with which nothing compares
                 break

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engines import EngineError, grouped
-from engines.grouped import Bounded, Grouped
+from engines.grouped import Grouped
 from engines.ldknn import LDKNN, Floats
 from engines.pooling import Windows
 from engines.verdict_first import VerdictFirst
@@ -140,13 +140,13 @@ def test_few_patches_are_searched_where_one_window_stands_out(monkeypatch: pytes
     queries[np.ravel_multi_index((4, 4), GRID)] += 3
     search = LDKNN(bank, np.full(2000, 0.1, np.float32), alpha=1.0)
     searched: list[int] = []
-    score = Grouped.score
+    score = LDKNN.score
 
-    def counted(self: Grouped, bounded: Bounded, chosen: np.ndarray) -> Floats:
-        searched.append(len(chosen))
-        return score(self, bounded, chosen)
+    def counted(self: LDKNN, part: Floats) -> Floats:
+        searched.append(len(part))
+        return score(self, part)
 
-    monkeypatch.setattr(Grouped, "score", counted)
+    monkeypatch.setattr(LDKNN, "score", counted)
     VerdictFirst(search, ALL).score(queries)
     assert 0 < sum(searched) <= 36
 
