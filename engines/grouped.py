@@ -17,7 +17,7 @@ farther than u, so by (1) |z(q) - z(c*)| <= u, and
 Rows are dealt into groups of near ones by halving the bank again and again along its widest direction, and the minimum of
 |z(q) - z(b)| over each group is kept, from one pass over products of m + 2 dimensions instead of d. A group whose minimum
 exceeds u holds neither c* nor a row of (2). So the groups that are left give the bound, and the exact search looks into them
-alone: on embeddings of good and bad parts a half of 2,048 rows, a quarter of 20,000.
+alone: on embeddings of good and bad parts about a half of 2,048 rows, a third of 20,000.
 
 Rounding is bounded (Higham, "Accuracy and Stability of Numerical Algorithms", 2002, chapter 3) and given away on each side, so
 the nearest row is that of `LDKNN`, to the last bit of the score, for any bank. Where bounds say nothing (one cluster, noise),
@@ -37,7 +37,8 @@ from engines.ldknn import LDKNN, Floats, distance
 from engines.workers import Rooms
 
 DIMENSIONS = 62  # of the projection; with the residual and the constant, products of 64
-GROUP = 128  # rows; the last group of a bank may have fewer
+GROUPS = (128, 256)  # rows of one in a small bank and in a large one; the last group of a bank may have fewer
+_LARGE = 4096  # rows of a bank, from which fewer groups and quicker minima outweigh that less is ruled out
 _QUERIES, _ROWS = 256, 2048  # in one product: 2 MiB, which stays in the cache until its minima are taken
 _ITERATIONS = 5  # towards a widest direction, which need not be the very widest
 _UNIT = 2.0**-24  # of float32's rounding
@@ -86,10 +87,11 @@ class Grouped:
         self._directions = directions.astype(np.float32)
         # rounded once, from float64: an error of half a unit, which `_limit` has room for
         projected = _projected(rows, self._centre, directions)
-        groups = _halve(projected)
+        self._size = GROUPS[len(rows) >= _LARGE]
+        groups = _halve(projected, self._size)
         # ascending in their least density, so that the first group that is left has the least of all
         groups.sort(key=lambda group: (float(search.density[group].min()), int(group[0])))
-        short = next((number for number, group in enumerate(groups) if len(group) < GROUP), len(groups) - 1)
+        short = next((number for number, group in enumerate(groups) if len(group) < self._size), len(groups) - 1)
         groups.append(groups.pop(short))  # the one that may have fewer, last
         self._order = np.concatenate(groups)
         self._least_density = np.array([search.density[group].min() for group in groups], np.float32)
@@ -237,17 +239,17 @@ class Grouped:
 
     def _find_minima(self, query: Floats, minima: Floats) -> None:
         """Least |z(q) - z(b)|^2 - |z(q)|^2 of each group, into `minima`, (q, groups)."""
-        count = self._columns.shape[1]
+        count, size = self._columns.shape[1], self._size
         for start in range(0, count, _ROWS):
             wide = min(_ROWS, count - start)
             products = self._rooms.get("products", (len(query), wide))
             np.matmul(query, self._columns[:, start : start + wide], out=products)
-            whole, group = wide // GROUP, start // GROUP
+            whole, group = wide // size, start // size
             if whole > 0:
-                grouped = products[:, : whole * GROUP].reshape(len(query), whole, GROUP)
+                grouped = products[:, : whole * size].reshape(len(query), whole, size)
                 np.min(grouped, axis=2, out=minima[:, group : group + whole])
-            if wide % GROUP > 0:
-                np.min(products[:, whole * GROUP :], axis=1, out=minima[:, group + whole])
+            if wide % size > 0:
+                np.min(products[:, whole * size :], axis=1, out=minima[:, group + whole])
 
     def _find_nearest_looking(self, query: Floats, group: npt.NDArray[np.int64], nearest: npt.NDArray[np.int64]) -> None:
         """For each query the row of the least |z(q) - z(b)|, as a place in the order of the groups, into `nearest`."""
@@ -257,8 +259,8 @@ class Grouped:
 
         def find(number: int) -> None:
             members = by_group[starts[number] : ends[number]]
-            start = int(chosen[number]) * GROUP
-            columns = self._columns[:, start : start + GROUP]
+            start = int(chosen[number]) * self._size
+            columns = self._columns[:, start : start + self._size]
             few = self._rooms.get("few", (len(members), query.shape[1]))
             products = self._rooms.get("products", (len(members), columns.shape[1]))
             np.matmul(np.take(query, members, axis=0, out=few, mode="clip"), columns, out=products)
@@ -287,7 +289,7 @@ class Grouped:
         return farthest**2 - length + product
 
     def _group(self, number: int) -> slice:
-        return slice(number * GROUP, min((number + 1) * GROUP, len(self._order)))
+        return slice(number * self._size, min((number + 1) * self._size, len(self._order)))
 
 
 def _squares(vectors: Floats) -> Reals:
@@ -295,12 +297,12 @@ def _squares(vectors: Floats) -> Reals:
     return np.einsum("ij,ij->i", vectors, vectors).astype(np.float64)
 
 
-def _halve(points: Reals) -> list[Indices]:
-    """Deal points into groups of near ones: int64 indices, GROUP each, and fewer in one at most."""
+def _halve(points: Reals, size: int) -> list[Indices]:
+    """Deal points into groups of near ones: int64 indices, `size` each, and fewer in one at most."""
     whole, groups = [np.arange(len(points))], []
     while whole:
         part = whole.pop()
-        if len(part) <= GROUP:
+        if len(part) <= size:
             groups.append(np.sort(part))
             continue
         about = points[part] - points[part].mean(axis=0)
@@ -308,7 +310,7 @@ def _halve(points: Reals) -> list[Indices]:
         for _ in range(_ITERATIONS):
             direction = about.T @ (about @ direction)
             direction /= max(float(np.sqrt(direction @ direction)), 1e-300)
-        half = -(-len(part) // (2 * GROUP)) * GROUP
+        half = -(-len(part) // (2 * size)) * size
         order = np.argpartition(about @ direction, half - 1)
         whole += [part[order[half:]], part[order[:half]]]
     return groups

@@ -39,7 +39,7 @@ def agree(search: LDKNN, queries: Floats, judged: np.ndarray = ALL, pooling: str
     assert np.array_equal(first.patches(queries), search.score(queries), equal_nan=True)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 17, 255, 256, 257, 700, 2048, 2049, 2500])
+@pytest.mark.parametrize("rows", [1, 2, 17, 255, 256, 257, 700, 2048, 2049, 2500, 4096, 4500])
 @pytest.mark.parametrize("dim", [3, 64, 100])
 def test_it_scores_as_the_search_of_every_patch_does(rows: int, dim: int) -> None:
     rng = np.random.default_rng([rows, dim])
@@ -234,21 +234,19 @@ def test_a_bank_that_is_not_finite_is_refused(where: str) -> None:
 @pytest.mark.parametrize("count", [1, 127, 128, 129, 300, 1024, 1500])
 def test_rows_are_dealt_into_whole_groups_and_one_rest(count: int) -> None:
     points = np.random.default_rng(count).normal(size=(count, 5))
-    groups = grouped._halve(points)
+    groups = grouped._halve(points, 128)
     assert np.array_equal(np.sort(np.concatenate(groups)), np.arange(count))
-    assert sorted(map(len, groups)) == sorted(
-        [grouped.GROUP] * (count // grouped.GROUP) + [count % grouped.GROUP] * (count % grouped.GROUP > 0)
-    )
+    assert sorted(map(len, groups)) == sorted([128] * (count // 128) + [count % 128] * (count % 128 > 0))
 
 
 def test_equal_points_are_dealt_too() -> None:
-    assert sorted(map(len, grouped._halve(np.ones((300, 3))))) == [44, 128, 128]
+    assert sorted(map(len, grouped._halve(np.ones((300, 3)), 128))) == [44, 128, 128]
 
 
 def test_near_rows_share_a_group() -> None:
     rng = np.random.default_rng(3)
     points = np.repeat(100 * rng.normal(size=(4, 6)), 128, axis=0) + rng.normal(size=(512, 6))
-    groups = grouped._halve(points)
+    groups = grouped._halve(points, 128)
     assert sorted(group[0] for group in groups) == [0, 128, 256, 384]
 
 
@@ -261,4 +259,4 @@ def test_groups_far_away_are_not_searched() -> None:
 
 
 def test_products_have_room_for_whole_groups() -> None:
-    assert grouped._ROWS % grouped.GROUP == 0
+    assert all(grouped._ROWS % size == 0 for size in grouped.GROUPS)
