@@ -14,9 +14,10 @@ from pathlib import Path
 from calibration.record import Calibration, load_calibration, mismatches
 from edge.camera import Camera
 from edge.chain import last_head, open_for_reading
-from edge.config import EvidenceConfig, StationConfig, rejector_setup
+from edge.config import rejector_setup
 from edge.evidence import stored
 from edge.lines import describe_line, open_lines
+from edge.sections import EvidenceConfig, StationConfig
 from engines import InspectionError
 from engines.bundle import load_bundle
 from engines.inspector import Inspector

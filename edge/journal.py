@@ -133,7 +133,7 @@ class SqliteJournal:
             "trigger_ns": arrival.trigger_ns,
             "capture_ms": (arrival.captured_ns - arrival.trigger_ns) / 1e6 if isinstance(arrival, Frame) else None,
             "source": arrival.source,
-            "part_ref": None,
+            "part_ref": arrival.part_ref,
         }
         row = (self._run, arrival.part, canonical(self._announced))
         with self._transaction(synchronous="NORMAL"):

@@ -32,6 +32,7 @@ class Frame:
         captured_ns: when the picture was taken, monotonic.
         trigger_ns: when the part triggered, monotonic; its deadline counts from here.
         source: file or device it came from, for people.
+        part_ref: the factory's own name for the part, such as its serial number.
     """
 
     image: Image
@@ -39,6 +40,7 @@ class Frame:
     captured_ns: int
     trigger_ns: int
     source: str
+    part_ref: str | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Missing:
     trigger_ns: int
     source: str
     reason: str
+    part_ref: str | None = None
 
 
 Arrival = Frame | Missing

@@ -21,7 +21,8 @@ from edge import check as check_module
 from edge.__main__ import main
 from edge.camera import Camera, FolderCamera
 from edge.check import Check, check_station
-from edge.config import StationConfig, load_config
+from edge.config import load_config
+from edge.sections import StationConfig
 from engines.bundle import GOLDEN, MANIFEST, Variant, load_bundle, pack_npz
 from tests.fakes import FakeClock, feature_graph, flip_byte, write_station, write_tiny_bundle
 

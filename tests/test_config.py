@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from edge.config import CameraSource, ConfigError, EvidenceConfig, FolderSource, load_config, rejector_setup
+from edge.config import ConfigError, load_config, rejector_setup
 from edge.lines import LineSpec
 from edge.rejector_process import Setup
 from edge.schedule import Settings
+from edge.sections import CameraSource, EvidenceConfig, FolderSource
 
 GOOD = """\
 station: line-1
@@ -82,7 +83,7 @@ def test_a_camera_by_number_path_or_url(path: Path, written: str, device: int | 
 @pytest.mark.parametrize(
     ("old", "new", "fault"),
     [
-        ("camera: left", "kamera: left", "station.yaml:2: unknown key 'kamera'; expected one of: station, camera, bundle"),
+        ("camera: left", "kamera: left", "station.yaml:2: unknown key 'kamera'; expected one of: backend, bundle, calibration"),
         ("  fps: 4.5", "  speed: 4.5", "station.yaml:11: unknown key 'source.speed'; expected one of: device, fps, kind, path"),
         ("  fps: 4.5", "  camera: x", "station.yaml:11: unknown key 'source.camera'; expected one of"),
         ("  fps: 4.5", "  replay: x", "station.yaml:11: unknown key 'source.replay'; expected one of"),

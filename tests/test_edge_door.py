@@ -20,6 +20,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import edge.__main__ as door
+import edge.run as assembly
 from calibration.record import load_calibration, save_calibration
 from edge import StationError
 from edge.rejector import DryRunRejector
@@ -219,7 +220,7 @@ def test_however_it_ends_the_line_rejects_and_the_journal_is_whole(
         if verdict.part == 2:
             raise error
 
-    monkeypatch.setattr(door, "_print_verdict", listen)
+    monkeypatch.setattr(assembly, "_print_verdict", listen)
     if code is None:
         with pytest.raises(RuntimeError, match="a bug"):
             replay(config.parent)
@@ -233,15 +234,15 @@ def test_however_it_ends_the_line_rejects_and_the_journal_is_whole(
 def test_an_interrupt_while_a_part_is_scored_leaves_the_line_rejecting(
     config: Path, rejectors: list[DryRunRejector], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = door.InspectorThread.score
+    real = assembly.InspectorThread.score
 
-    def score(self: door.InspectorThread, image: Image, timeout_s: float) -> float:
+    def score(self: assembly.InspectorThread, image: Image, timeout_s: float) -> float:
         if image[0, 0, 0] == 138:
             assert not rejectors[0].rejecting
             raise KeyboardInterrupt
         return real(self, image, timeout_s)
 
-    monkeypatch.setattr(door.InspectorThread, "score", score)
+    monkeypatch.setattr(assembly.InspectorThread, "score", score)
     assert replay(config.parent) == 130
     assert [rejector.rejecting for rejector in rejectors] == [True]
     assert rejectors[0].passed == 1
@@ -250,13 +251,13 @@ def test_an_interrupt_while_a_part_is_scored_leaves_the_line_rejecting(
 def test_a_camera_that_breaks_leaves_the_line_rejecting(
     config: Path, rejectors: list[DryRunRejector], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = door.FolderCamera.frames
+    real = assembly.FolderCamera.frames
 
-    def frames(self: door.FolderCamera) -> Iterator[Any]:
+    def frames(self: assembly.FolderCamera) -> Iterator[Any]:
         yield next(real(self))
         raise StationError("camera lost; check the cable")
 
-    monkeypatch.setattr(door.FolderCamera, "frames", frames)
+    monkeypatch.setattr(assembly.FolderCamera, "frames", frames)
     assert replay(config.parent) == 2
     assert (rejectors[0].passed, rejectors[0].rejecting) == (1, True)
 
@@ -275,9 +276,9 @@ def test_the_line_closes_first_and_one_that_fails_to_close_keeps_nothing_open(
         return close
 
     monkeypatch.setattr(door.DryRunRejector, "close", closing("rejector", StationError("line gone")))
-    monkeypatch.setattr(door.SqliteJournal, "close", closing("journal", OSError("disk gone")))
-    monkeypatch.setattr(door.FolderCamera, "close", closing("camera", RuntimeError("camera gone")))
-    monkeypatch.setattr(door.InspectorThread, "close", closing("scorer"))
+    monkeypatch.setattr(assembly.SqliteJournal, "close", closing("journal", OSError("disk gone")))
+    monkeypatch.setattr(assembly.FolderCamera, "close", closing("camera", RuntimeError("camera gone")))
+    monkeypatch.setattr(assembly.InspectorThread, "close", closing("scorer"))
     with pytest.raises(RuntimeError):
         replay(config.parent)
     assert order == ["rejector", "journal", "camera", "scorer"]
@@ -294,7 +295,7 @@ def test_a_backend_that_hangs_faults_parts_and_the_run_still_ends(
         return real(self, image)
 
     monkeypatch.setattr(Inspector, "score", score)
-    monkeypatch.setattr(door, "_print_statistics", lambda statistics, seconds: release.set())  # after the last part
+    monkeypatch.setattr(assembly, "_print_statistics", lambda statistics, seconds: release.set())  # after the last part
     (config.parent / "parts" / "4.png").unlink()
     assert replay(config.parent, "--deadline-ms", "700") == 1
     assert [row["outcome"] for row in journal(config.parent) if "part" in row] == ["PASS", "FAULT", "FAULT"]
@@ -494,7 +495,7 @@ def test_a_journal_of_json_lines_is_refused_and_left_alone(config: Path, capsys:
 def test_a_journal_that_is_locked_faults_parts_and_the_run_goes_on(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config.write_text(config.read_text() + "journal_timeout_ms: 20\n")
     other: list[sqlite3.Connection] = []
-    real = door._print_verdict
+    real = assembly._print_verdict
 
     def listen(verdict: Verdict) -> None:
         real(verdict)
@@ -504,7 +505,7 @@ def test_a_journal_that_is_locked_faults_parts_and_the_run_goes_on(config: Path,
         if verdict.part == 2:
             other[0].close()
 
-    monkeypatch.setattr(door, "_print_verdict", listen)
+    monkeypatch.setattr(assembly, "_print_verdict", listen)
     assert door.main(["run", "--config", str(config)]) == 1
     rows = [(row.get("event"), row.get("part"), row.get("outcome")) for row in journal(config.parent)]
     assert rows == [

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import edge.__main__ as door
+import edge.run as assembly
 from edge.rejector import ProcessRejector
 from edge.rejector_process import Setup
 from edge.verdict import Verdict
@@ -96,7 +97,7 @@ def test_a_run_whose_rejector_is_killed_ends_with_one_line(
             opened[0]._process.wait()
 
     monkeypatch.setattr(door, "ProcessRejector", Remembered)
-    monkeypatch.setattr(door, "_print_verdict", kill)
+    monkeypatch.setattr(assembly, "_print_verdict", kill)
     assert door.main(["run", "--config", str(config)]) == 2
     said = capsys.readouterr()
     assert "its process ended (signal 9)" in said.err

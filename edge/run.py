@@ -1,0 +1,169 @@
+"""Joins the pieces of a station as its configuration says, runs it, and takes it apart in order. It chooses implementations."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import math
+import os
+import time
+from collections.abc import Callable
+
+from calibration.record import Calibration
+from edge import StationError
+from edge.camera import Camera, FolderCamera, OpenCVCamera, VideoCamera
+from edge.check import binding_faults, self_test
+from edge.clock import SystemClock
+from edge.evidence import Choice, EvidenceFolder
+from edge.heads import HeadKeeper
+from edge.journal import SqliteJournal
+from edge.rejector import ProcessRejector, Rejector
+from edge.schedule import Count
+from edge.sections import DryRun, FolderSource, StationConfig
+from edge.station import Station, Statistics
+from edge.trigger import TriggeredCamera
+from edge.verdict import Outcome, Verdict
+from edge.worker import InspectorThread
+from engines import __version__, console
+from engines.bundle import Bundle, load_bundle
+from engines.inspector import Inspector
+
+
+def run_station(config: StationConfig, calibration: Calibration, open_rejector: Callable[[], Rejector]) -> int:
+    """Refuse or run: nothing is judged before the bundle, the calibration and the self-test are in order."""
+    bundle = load_bundle(config.bundle)
+
+    def beat() -> None:  # while the station waits for a score or a frame, which it does once the rejector is there
+        rejector.beat()
+
+    with contextlib.ExitStack() as closing:  # from the last to the first, each even where another fails: the line first
+        scorer = InspectorThread(lambda: _open_trusted(bundle, config, calibration), beat)
+        closing.callback(scorer.close)
+        camera = open_camera(config, beat)
+        closing.callback(camera.close)
+        heads = HeadKeeper(config.journal_heads, console.say, console.warn)
+        closing.callback(heads.close)
+        run = f"{datetime.datetime.now(datetime.timezone.utc):%Y%m%dT%H%M%S.%fZ}-{os.getpid()}"
+        journal = SqliteJournal(config.journal, run, calibration, SystemClock(), timeout_ms=config.journal_timeout_ms)
+        closing.callback(lambda: _close_journal(journal, heads))
+        evidence = _open_evidence(config, run, journal, bundle)
+        if evidence is not None:
+            closing.callback(evidence.close)
+        rejector = open_rejector()
+        closing.callback(rejector.close)
+        if isinstance(rejector, ProcessRejector) and not rejector.announced:
+            camera = TriggeredCamera(camera, rejector)
+        journal.event("started", {"version": __version__, "station": config.station, "calibration": calibration.model_dump()})
+        heads.note(journal.head, due=True)
+        console.say(
+            f"{config.station} ready: threshold {calibration.threshold:.6g}, deadline {config.deadline_ms:g} ms,"
+            f" {_describe(config, rejector)}"
+        )
+        station = Station(
+            scorer=scorer,
+            threshold=calibration.threshold,
+            rejector=rejector,
+            journal=journal,
+            clock=SystemClock(),
+            deadline_ms=config.deadline_ms,
+            evidence=evidence,
+        )
+
+        def tell(verdict: Verdict) -> None:
+            _print_verdict(verdict)
+            heads.note(journal.head)
+
+        begun = time.monotonic()
+        try:
+            station.run(camera, tell)
+            if isinstance(rejector, ProcessRejector):
+                rejector.drain()
+            reason = "end of the source"
+        except BaseException as error:
+            reason = f"{type(error).__name__}: {error}".rstrip(": ")
+            raise
+        finally:
+            did = _end_process(rejector)
+            journal.event("stopped", {"parts": station.statistics.parts, "reason": reason, **did})
+            _print_statistics(station.statistics, time.monotonic() - begun)
+            if did:
+                console.say("rejector: " + ", ".join(f"{name} {count}" for name, count in did["rejector"].items()))
+    if evidence is not None:
+        counts = evidence.counts
+        lost = f"{counts.dropped} dropped, {counts.no_room} without room, {counts.failed} failed, {counts.deleted} deleted"
+        console.say(f"wrote {counts.written} pictures to {evidence.folder}; {lost}")
+    console.say(f"wrote {config.journal}")
+    return console.NO if station.statistics.outcomes[Outcome.FAULT] > 0 else console.DONE
+
+
+def _close_journal(journal: SqliteJournal, heads: HeadKeeper) -> None:
+    journal.close()
+    heads.note(journal.head, due=True)
+
+
+def _open_evidence(config: StationConfig, run: str, journal: SqliteJournal, bundle: Bundle) -> EvidenceFolder | None:
+    wanted = config.evidence
+    if wanted is None:
+        return None
+    return EvidenceFolder(
+        wanted.folder,
+        run,
+        journal,
+        Choice(every=wanted.every, near=wanted.near_spreads * bundle.manifest.golden.spread),
+        quota_bytes=round(wanted.quota_mb * 1e6),
+        waiting=wanted.waiting,
+        complain=console.warn,
+    )
+
+
+def _open_trusted(bundle: Bundle, config: StationConfig, calibration: Calibration) -> Inspector:
+    inspector = Inspector(bundle, config.backend, precision=config.precision, threads=config.threads, search=config.search)
+    faults = binding_faults(inspector, calibration, config.station, config.camera) or list(self_test(inspector).faults)
+    if faults:
+        inspector.close()
+        raise StationError("; ".join(faults))
+    return inspector
+
+
+def open_camera(config: StationConfig, beat: Callable[[], None] = lambda: None) -> Camera:
+    source, clock = config.source, SystemClock(beat)
+    if not isinstance(source, FolderSource):
+        # a thread of the camera's sleeps by its clock, and only the deciding loop may beat
+        return OpenCVCamera(source.device, SystemClock(), timeout_ms=source.timeout_ms, beat=beat)
+    period_ns = 0 if source.fps is None else round(1e9 / source.fps)
+    if source.path.is_dir():
+        return FolderCamera(source.path, clock, period_ns)
+    return VideoCamera(source.path, clock, period_ns)
+
+
+def _describe(config: StationConfig, rejector: Rejector) -> str:
+    lines = "dry run" if isinstance(config.rejector, DryRun) else f"lines by {config.rejector.driver}"
+    if not isinstance(rejector, ProcessRejector):
+        return lines
+    got = f"real-time priority {rejector.priority}" if rejector.priority > 0 else "no real-time priority"
+    return f"{lines}, rejector with {got}{', memory locked' if rejector.locked else ''}"
+
+
+def _end_process(rejector: Rejector) -> dict[str, dict[str, int]]:
+    """End the rejector's process and say what it did; empty where there is none."""
+    if not isinstance(rejector, ProcessRejector):
+        return {}
+    rejector.close()
+    return {"rejector": {count.name.lower(): rejector.counts[count] for count in Count if rejector.counts[count] > 0}}
+
+
+def _print_verdict(verdict: Verdict) -> None:
+    score = "-" if verdict.score is None or not math.isfinite(verdict.score) else f"{verdict.score:.6g}"
+    line = f"part {verdict.part:5d}  {verdict.outcome.value:6}  {score:>9}  {verdict.latency_ms:7.1f} ms  {verdict.source}"
+    console.say(line + (f"  ({verdict.reason})" if verdict.outcome is Outcome.FAULT else ""))
+
+
+def _print_statistics(statistics: Statistics, seconds: float) -> None:
+    outcomes = (Outcome.PASS, Outcome.REJECT, Outcome.FAULT)
+    folders = sorted({folder for folder, _ in statistics.by_folder})
+    rows = [(folder, *(statistics.by_folder[folder, outcome] for outcome in outcomes)) for folder in folders]
+    if len(rows) > 1:
+        rows.append(("all", *(statistics.outcomes[outcome] for outcome in outcomes)))
+    console.table("verdicts", ("source", *(outcome.value for outcome in outcomes)), rows)
+    quantiles = ", ".join(f"p{q} {statistics.latency_ms(q):.1f}" for q in (50, 95, 99))
+    console.say(f"{statistics.parts} parts in {seconds:.1f} s; latency {quantiles} ms")

@@ -1,0 +1,147 @@
+"""The sections of `station.yaml` as frozen models: each key, its type and its bounds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
+
+from engines.bundle import Precision
+
+# strict: YAML reads `yes` as true, which would count as 1
+PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+NumberFromZero = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
+# the deciding loop shows that it turns every 20 ms while it waits
+HeartbeatMs = Annotated[float, Field(ge=50, allow_inf_nan=False, strict=True)]
+CountFromOne = Annotated[int, Field(ge=1, strict=True)]
+CountFromZero = Annotated[int, Field(ge=0, strict=True)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FolderSource(Section):
+    """Replay the images below a folder, or the frames of a video file."""
+
+    kind: Literal["replay"]
+    path: Path
+    fps: PositiveNumber | None = None
+    """Triggers a second, kept whether the station keeps up or not; none: each part waits for the one before."""
+
+
+class CameraSource(Section):
+    """A live camera that OpenCV opens: a number, a device path or a URL."""
+
+    kind: Literal["camera"]
+    device: CountFromZero | str
+    timeout_ms: PositiveNumber = 2000
+
+
+def _line_id(value: object) -> int | str:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    if isinstance(value, str) and value:
+        return value
+    raise ValueError("expected an offset, 0 or more, or a line's name")
+
+
+def _short_line(value: object) -> object:
+    return value if isinstance(value, dict) else {"line": value}
+
+
+class Line(Section):
+    """One line; `7` or `NAME` is short for `{line: 7}`."""
+
+    line: Annotated[int | str, PlainValidator(_line_id)]
+    chip: str | None = None
+    active: Literal["high", "low"] = "high"
+    bias: Literal["as-is", "disabled", "pull-up", "pull-down"] = "as-is"
+    debounce_ms: NumberFromZero = 0
+
+
+AnyLine = Annotated[Line, BeforeValidator(_short_line)]
+
+
+class LinesSection(Section):
+    """Inputs and outputs by what they are for. An output that is left out is not driven; `reject` must be there."""
+
+    reject: AnyLine
+    ready: AnyLine | None = None
+    fault: AnyLine | None = None
+    heartbeat: AnyLine | None = None
+    trigger: AnyLine | None = None
+    encoder: AnyLine | None = None
+    confirm: AnyLine | None = None
+    exit: AnyLine | None = None
+
+
+class DryRun(Section):
+    """No line is driven; the rejector's process stamps what it would do."""
+
+    kind: Literal["dry-run"]
+    travel_ms: PositiveNumber | None = None
+    """From trigger to ejector; none: the deadline."""
+    pulse_ms: PositiveNumber = 20
+    separation_ms: NumberFromZero = 0
+    heartbeat_ms: HeartbeatMs = 100
+    log: Path | None = None
+    """File for a row at each level that would have been driven."""
+
+
+class Gpio(Section):
+    """Real lines. Distances are in milliseconds, or in pulses of the line `encoder`."""
+
+    kind: Literal["gpio"]
+    driver: Literal["gpiod", "jetson"] = "gpiod"
+    chip: str = "/dev/gpiochip0"
+    lines: LinesSection
+    travel_ms: PositiveNumber | None = None
+    pulse_ms: PositiveNumber | None = None
+    separation_ms: NumberFromZero = 0
+    travel_pulses: CountFromOne | None = None
+    pulse_pulses: CountFromOne | None = None
+    separation_pulses: CountFromZero = 0
+    heartbeat_ms: HeartbeatMs = 100
+    confirm_ms: PositiveNumber | None = None
+    exit_ms: PositiveNumber | None = None
+    exit_tolerance_ms: NumberFromZero = 5
+    exit_pulses: CountFromOne | None = None
+    exit_tolerance_pulses: CountFromZero = 5
+    realtime: Annotated[bool, Field(strict=True)] = True
+
+
+class EvidenceConfig(Section):
+    """Pictures that are kept: of every REJECT and FAULT, of every so many parts, and of those that nearly were rejected."""
+
+    folder: Path = Path("evidence")
+    quota_mb: PositiveNumber = 2000
+    every: CountFromZero = 100
+    """Parts whose number is a multiple; 0 for none of them."""
+    near_spreads: NumberFromZero = 0.5
+    """How far below the threshold a PASS is kept too, in standard deviations of the scores of good parts."""
+    waiting: Annotated[int, Field(gt=0, strict=True)] = 8
+    """Pictures that may wait in memory to be written; further ones are dropped."""
+
+
+class StationConfig(Section):
+    """Everything that `edge run` needs. Relative paths count from the configuration file's folder."""
+
+    station: Annotated[str, Field(min_length=1)]
+    camera: Annotated[str, Field(min_length=1)] = "camera-1"
+    bundle: Path
+    calibration: Path
+    backend: str = "onnxruntime"
+    precision: Precision = "fp32"
+    threads: CountFromZero = 0
+    search: Literal["cpu", "gpu"] | None = None
+    deadline_ms: PositiveNumber = 1000
+    source: Annotated[FolderSource | CameraSource, Field(discriminator="kind")]
+    rejector: Annotated[DryRun | Gpio, Field(discriminator="kind")] = DryRun(kind="dry-run")
+    journal: Path
+    journal_heads: Path | None = None
+    """File, best on another machine's disk, that shows whether the journal's end was cut off."""
+    journal_timeout_ms: PositiveNumber = 200
+    """How long another program's lock may hold up a row; its part is a FAULT then."""
+    evidence: EvidenceConfig | None = None
