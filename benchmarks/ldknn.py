@@ -149,11 +149,7 @@ def _compare(
 def _left(search: LDKNN, queries: Floats) -> float:
     """Mean share of the groups of rows that a patch's nearest row may be in, 0 to 1."""
     grouped = Grouped(search)
-    left = []
-    for image in queries:
-        bounds = grouped.bound(image)
-        left.append(np.count_nonzero(bounds.minima <= bounds.limit[:, None]) / bounds.minima.size)
-    return float(np.mean(left))
+    return float(np.mean([grouped.left(image).mean() for image in queries]))
 
 
 def _check(image: Floats, rows: Floats, search: LDKNN, judged: npt.NDArray[np.bool_], found: dict[str, Any]) -> None:

@@ -17,12 +17,15 @@ farther than u, so by (1) |z(q) - z(c*)| <= u, and
 Rows are dealt into groups of near ones by halving the bank again and again along its widest direction, and the minimum of
 |z(q) - z(b)| over each group is kept, from one pass over products of m + 2 dimensions instead of d. A group whose minimum
 exceeds u holds neither c* nor a row of (2). So the groups that are left give the bound, and the exact search looks into them
-alone: on embeddings of good and bad parts about a half of 2,048 rows, a third of 20,000.
+alone: on embeddings of good and bad parts about a third of 2,048 rows, a fifth
+of 20,000.
 
 Rounding is bounded (Higham, "Accuracy and Stability of Numerical Algorithms", 2002, chapter 3) and given away on each side, so
 the nearest row is that of `LDKNN`, to the last bit of the score, for any bank. Where bounds say nothing (one cluster, noise),
 all groups are searched, and the bounds cost an eighth on top. O(q n m) for the bounds and O(f q n d) for the search of the
 share f of pairs that is left.
+
+A thread takes a part of an image's patches from the first product to the last: nobody waits for others in between.
 """
 
 from __future__ import annotations
@@ -37,38 +40,37 @@ from engines.ldknn import LDKNN, Floats, distance
 from engines.workers import Rooms
 
 DIMENSIONS = 62  # of the projection; with the residual and the constant, products of 64
-GROUPS = (128, 256)  # rows of one in a small bank and in a large one; the last group of a bank may have fewer
+GROUPS = (64, 128)  # rows of one in a small bank and in a large one
 _LARGE = 4096  # rows of a bank, from which fewer groups and quicker minima outweigh that less is ruled out
-_QUERIES, _ROWS = 256, 2048  # in one product: 2 MiB, which stays in the cache until its minima are taken
+_QUERIES = (128, 512)  # patches of a part, at least and at most: products of fewer are slow, of more leave the cache
+_ROWS = 512  # of a product in the bounds: 1 MiB, which stays in the cache until its minima are taken
+_KEPT = 2**19  # products of the exact search that are kept before their minima are taken: 2 MiB
+_BLOCK = 256  # rows that are centred at a time
 _ITERATIONS = 5  # towards a widest direction, which need not be the very widest
 _UNIT = 2.0**-24  # of float32's rounding
+_NOWHERE = np.float32(2.0**127)  # the square of a row that fills up the last group: farther than any
 
 Reals = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Bounded:
-    """An image's embeddings with what is known of them; in the thread's own memory, until it bounds the next.
+class _Part:
+    """What the bounds of some patches found: float64 (c,) each, but for the first and the last."""
 
-    Attributes:
-        embeddings: float32 (q, d).
-        highest: float64 (q,) that the scores do not exceed; not finite where nothing is known.
-        minima: float32 (q, groups) least |z(q) - z(b)|^2 - |z(q)|^2 of each group.
-        limit: float64 (q,) what the minimum of the nearest row's group does not exceed.
-    """
-
-    embeddings: Floats
-    highest: Reals
-    minima: Floats
-    limit: Reals
+    vectors: Floats  # float32 (c, d + 1), about the mean and with a 1; in a room
+    squared: Reals  # |q|^2 about the mean
+    reached: Reals  # u^2
+    limit: Reals  # what the minimum of the nearest row's group does not exceed; not finite beyond float32
+    left: Flags  # bool (groups, c), which groups may hold the nearest row
 
 
 class Grouped:
     """The search of one bank, by groups of its rows. Safe to share between threads.
 
     The threads of the plain search do the work, and each keeps its memory from call to call: but for ties within rounding,
-    what a call allocates anew is vectors of a few numbers a query.
+    what a call allocates anew is vectors of a few numbers a query and group.
     """
 
     def __init__(self, search: LDKNN) -> None:
@@ -87,186 +89,193 @@ class Grouped:
         self._directions = directions.astype(np.float32)
         # rounded once, from float64: an error of half a unit, which `_limit` has room for
         projected = _projected(rows, self._centre, directions)
-        self._size = GROUPS[len(rows) >= _LARGE]
-        groups = _halve(projected, self._size)
-        # ascending in their least density, so that the first group that is left has the least of all
-        groups.sort(key=lambda group: (float(search.density[group].min()), int(group[0])))
-        short = next((number for number, group in enumerate(groups) if len(group) < self._size), len(groups) - 1)
-        groups.append(groups.pop(short))  # the one that may have fewer, last
-        self._order = np.concatenate(groups)
-        self._least_density = np.array([search.density[group].min() for group in groups], np.float32)
-        self._by_density = np.argsort(self._least_density, kind="stable")  # the last one's place among the others
-        squared = np.einsum("ij,ij->i", projected, projected)[self._order]
-        self._reach = float(np.sqrt(squared.max()))
-        self._columns = np.ascontiguousarray(np.column_stack([projected[self._order], squared]).T, np.float32)
-        self._rows = rows[self._order] - self._centre
-        self._norms = np.einsum("ij,ij->i", self._rows, self._rows)
-        self._largest = float(self._norms.max())
+        size = self._size = GROUPS[len(rows) >= _LARGE]
+        groups = _halve(projected, size)
+        groups.sort(key=len, reverse=True)  # the one that may have fewer, last
+        self._order = np.concatenate([*groups, np.full(-len(rows) % size, groups[-1][0])])  # whole groups, by `_filled`
         self._density = search.density
-
-    def bound(self, embeddings: Floats) -> Bounded:
-        """Bound the scores of float32 (q, d): inequality (2)."""
-        count, groups = len(embeddings), len(self._least_density)
-        parts = [slice(start, start + _QUERIES) for start in range(0, count, _QUERIES)]
-        query = self._rooms.get("query", (count, len(self._columns)))
-        minima = self._rooms.get("minima", (count, groups))
-        squared, length, residual, highest, limit = np.empty((5, count))
-        nearest = np.empty(count, np.int64)
-
-        def project(number: int) -> None:
-            part = parts[number]
-            centred = self._rooms.get("vectors", embeddings[part].shape)
-            np.subtract(embeddings[part], self._centre, out=centred)
-            squared[part], length[part], residual[part] = self._project(centred, query[part])
-            self._find_minima(query[part], minima[part])
-
-        def finish(number: int) -> None:
-            part = parts[number]
-            away = self._rooms.get("vectors", embeddings[part].shape)
-            np.take(self._search.rows, self._order[nearest[part]], axis=0, out=away, mode="clip")
-            np.subtract(embeddings[part], away, out=away)
-            reached = _squares(away)
-            limit[part] = self._limit(reached, squared[part], length[part], residual[part])
-            # not "below": beyond float32 a minimum or a limit is not a number, and then nothing may be ruled out
-            left = ~(minima[part] > limit[part, None])
-            first = self._by_density[left[:, self._by_density].argmax(axis=1)]
-            bound = self._highest(reached, self._least_density[first])
-            highest[part] = np.where(np.isfinite(limit[part]), bound, np.nan)
-
-        self._search.workers.each(project, len(parts))
-        self._find_nearest_looking(query, minima.argmin(axis=1), nearest)
-        self._search.workers.each(finish, len(parts))
-        return Bounded(embeddings, highest, minima, limit)
-
-    def score(self, bounded: Bounded, chosen: Indices) -> Floats:
-        """Exact scores of some of an image's patches, float32 (chosen,): those of `LDKNN.score`, bit for bit."""
-        embeddings = np.take(
-            bounded.embeddings, chosen, axis=0, out=self._rooms.get("chosen", (len(chosen), self._centre.size)), mode="clip"
-        )
-        if not np.isfinite(bounded.highest[chosen]).all():  # beyond float32, where nothing is ruled out
-            return self._search.score(embeddings)
-        nearest = self._nearest(embeddings, ~(bounded.minima[chosen] > bounded.limit[chosen, None]))
-        squared = np.empty(len(chosen), np.float32)
-        parts = [slice(start, start + _QUERIES) for start in range(0, len(chosen), _QUERIES)]
-
-        def measure(number: int) -> None:
-            part = parts[number]
-            away = self._rooms.get("vectors", embeddings[part].shape)
-            np.take(self._search.rows, nearest[part], axis=0, out=away, mode="clip")
-            np.subtract(embeddings[part], away, out=away)
-            np.einsum("ij,ij->i", away, away, out=squared[part])
-
-        self._search.workers.each(measure, len(parts))
-        weight = np.float32(self._search.alpha)
-        return np.asarray(distance(squared, self._search.metric) - weight * self._density[nearest])
-
-    def _nearest(self, embeddings: Floats, left: npt.NDArray[np.bool_]) -> Indices:
-        """The nearest row of each query among the groups that are left, bool (q, groups); of equal ones, the lower.
-
-        Products of float32 about the mean tell which rows can be nearest: with d terms, centring and norms they are off by
-        at most 2 (d + 8) units of |q|^2 + |b|^2. Where that leaves more than one, these are compared by float64 differences.
-        """
-        count, groups = left.shape
-        centred = np.subtract(embeddings, self._centre, out=self._rooms.get("centred", embeddings.shape))
-        squares = _squares(centred)
+        self._least_density = np.array([self._density[group].min() for group in groups], np.float32)
+        squares = np.einsum("ij,ij->i", projected, projected)
+        self._reach = float(np.sqrt(squares.max()))
+        self._images = self._filled(projected, squares)
+        centred = rows - self._centre
+        squares = np.einsum("ij,ij->i", centred, centred, dtype=np.float64)
+        self._largest = float(squares.max())
         centred *= np.float32(-2)
-        least = self._rooms.get("least", (groups, count))
-        second = self._rooms.get("second", (groups, count))
-        place = self._rooms.get("place", (groups, count), np.int64)
-        least.fill(np.inf)
-        second.fill(np.inf)
-        by_group = np.ascontiguousarray(left.T)
+        filled = self._filled(centred, squares)
+        # a group's rows as columns: the products of few patches with it are quickest so
+        self._blocks = np.ascontiguousarray(filled.reshape(-1, size, filled.shape[1]).transpose(0, 2, 1))
 
-        def look(group: int) -> None:
-            members = np.flatnonzero(by_group[group])
-            if len(members) == 0:
+    def bound(self, embeddings: Floats) -> Reals:
+        """What the scores of float32 (q, d) do not exceed, float64 (q,): inequality (2); not finite where nothing is known."""
+        parts = self._parts(len(embeddings))
+        highest = np.empty(len(embeddings))
+
+        def work(number: int) -> None:
+            part = parts[number]
+            found = self._look(embeddings[part])
+            density = self._rooms.get("least", found.left.shape)
+            density.fill(np.inf)
+            np.copyto(density, self._least_density[:, None], where=found.left)
+            bound = self._highest(found.reached, density.min(axis=0))
+            highest[part] = np.where(np.isfinite(found.limit), bound, np.nan)
+
+        self._search.workers.each(work, len(parts))
+        return highest
+
+    def left(self, embeddings: Floats) -> Flags:
+        """The groups that may hold the nearest row of each of float32 (q, d), bool (groups, q): where `score` searches."""
+        return self._look(embeddings).left
+
+    def score(self, embeddings: Floats) -> Floats:
+        """Exact scores of float32 (q, d), float32 (q,): those of `LDKNN.score`, bit for bit."""
+        parts = self._parts(len(embeddings))
+        squared = np.empty(len(embeddings), np.float32)
+        density = np.empty(len(embeddings), np.float32)
+        known = np.empty(len(parts), bool)
+
+        def work(number: int) -> None:
+            part = parts[number]
+            own = embeddings[part]
+            found = self._look(own)
+            known[number] = np.isfinite(found.limit).all()
+            if not known[number]:
                 return
-            rows = self._group(group)
-            own = centred
-            if len(members) < count:
-                own = self._rooms.get("own", (len(members), centred.shape[1]))
-                np.take(centred, members, axis=0, out=own, mode="clip")
-            products = self._rooms.get("products", (len(members), rows.stop - rows.start))
-            np.matmul(own, self._rows[rows].T, out=products)
-            products += self._norms[rows]
-            best = products.argmin(axis=1)
-            every = np.arange(len(members))
-            least[group, members] = products[every, best]
-            place[group, members] = best + rows.start
-            products[every, best] = np.inf
-            second[group, members] = products.min(axis=1)
+            nearest = self._nearest(own, found)
+            away = self._away(own, nearest)
+            np.einsum("ij,ij->i", away, away, out=squared[part])
+            density[part] = self._density[nearest]
 
-        self._search.workers.each(look, groups)
-        group = least.argmin(axis=0)
-        every = np.arange(count)
-        limit = least[group, every] + 4 * (centred.shape[1] + 8) * _UNIT * (squares + self._largest)
-        nearest = self._order[place[group, every]]
-        close = least <= limit
-        for number in np.flatnonzero((np.count_nonzero(close, axis=0) > 1) | (second <= limit).any(axis=0)):
-            nearest[number] = self._compare(
-                embeddings[number], centred[number], np.flatnonzero(close[:, number]), limit[number]
-            )
-        return np.asarray(nearest)
+        self._search.workers.each(work, len(parts))
+        if not known.all():  # beyond float32, where nothing is ruled out
+            return self._search.score(embeddings)
+        return np.asarray(distance(squared, self._search.metric) - np.float32(self._search.alpha) * density)
 
-    def _compare(self, query: Floats, minus_twice: Floats, groups: Indices, limit: float) -> int:
-        """The nearest row of some groups whose products are within a limit, by differences in float64."""
-        near = []
-        for group in groups:
-            rows = self._group(int(group))
-            products = self._rows[rows] @ minus_twice + self._norms[rows]
-            near.append(rows.start + np.flatnonzero(products <= limit))
-        candidates = np.sort(self._order[np.concatenate(near)])
-        away = query.astype(np.float64) - self._search.rows[candidates]
-        return int(candidates[np.einsum("ij,ij->i", away, away).argmin()])
+    def _filled(self, vectors: npt.NDArray, squares: Reals) -> Floats:
+        """Rows in the order of the groups, and a square each as the last column, float32 (whole groups, ...).
 
-    def _project(self, centred: Floats, query: Floats) -> tuple[Reals, Reals, Reals]:
-        """What is multiplied with the bank, into `query`, (q, m + 2): -2 z(q) and 1; and |q|^2, |z(q)|^2, the residual."""
+        Those that only fill up the last group have a square that keeps them from being anyone's nearest.
+        """
+        filled = np.empty((len(self._order), vectors.shape[1] + 1), np.float32)
+        filled[:, :-1] = vectors[self._order]
+        filled[:, -1] = squares[self._order]
+        filled[len(vectors) :] = 0
+        filled[len(vectors) :, -1] = _NOWHERE
+        return filled
+
+    def _parts(self, count: int) -> list[slice]:
+        least, most = _QUERIES
+        each = min(max(-(-count // self._search.workers.threads), least), most)
+        return [slice(start, start + each) for start in range(0, count, each)]
+
+    def _look(self, embeddings: Floats) -> _Part:
+        """The bounds of some patches, float32 (c, d)."""
+        count, d = embeddings.shape
+        vectors = self._rooms.get("vectors", (count, d + 1))
+        vectors[:, d] = 1
+        centred = np.subtract(embeddings, self._centre, out=vectors[:, :d])
         squared = _squares(centred)
-        within_plane = self._rooms.get("projection", (len(centred), self._directions.shape[1]))
+        within_plane = self._rooms.get("projection", (count, self._directions.shape[1]))
         np.matmul(centred, self._directions, out=within_plane)
         within = _squares(within_plane)
         residual = np.sqrt(np.maximum(squared - within, 0))
-        np.multiply(within_plane, np.float32(-2), out=query[:, :-2])
-        query[:, -2] = -2 * residual
-        query[:, -1] = 1
-        return squared, within + residual**2, residual
+        length = within + residual**2
+        image = self._rooms.get("image", (self._images.shape[1], count))  # -2 z(q) and 1, as columns
+        np.multiply(within_plane.T, np.float32(-2), out=image[:-2])
+        image[-2] = -2 * residual
+        image[-1] = 1
+        minima, looking = self._minima(image)
+        reached = _squares(self._away(embeddings, self._order[looking]))
+        limit = self._limit(reached, squared, length, residual)
+        # beyond float32 products of the exact search may overflow: then nothing is known
+        limit[~(squared + self._largest < _NOWHERE / 8)] = np.nan
+        return _Part(vectors, squared, reached, limit, minima <= limit)
+
+    def _minima(self, image: Floats) -> tuple[Floats, Indices]:
+        """Least |z(q) - z(b)|^2 - |z(q)|^2 of each group, float32 (groups, c), and the place of the least of all."""
+        size, count = self._size, image.shape[1]
+        minima = self._rooms.get("minima", (len(self._least_density), count))
+        best, place = np.full(count, np.inf, np.float32), np.zeros(count, np.int64)
+        every = np.arange(count)
+        for start in range(0, len(self._images), _ROWS):
+            images = self._images[start : start + _ROWS]
+            products = self._rooms.get("products", (len(images), count))
+            np.matmul(images, image, out=products)
+            grouped = products.reshape(-1, size, count)
+            own = minima[start // size : start // size + len(grouped)]
+            np.minimum.reduce(grouped, axis=1, out=own)
+            group = own.argmin(axis=0)
+            least = own[group, every]
+            better = np.flatnonzero(least < best)
+            best[better] = least[better]
+            group = group[better]
+            place[better] = start + group * size + grouped[group, :, better].argmin(axis=1)
+        return minima, place
+
+    def _nearest(self, embeddings: Floats, found: _Part) -> Indices:
+        """The nearest row of each patch among the groups that are left; of equal ones, the lower. int64 (c,)
+
+        Products about the mean, of d + 1 terms with the row's square among them, tell which rows can be nearest: with centring
+        they are off by at most 2 (d + 8) units of |q|^2 + |b|^2. Where that leaves more than one, these are compared by
+        float64 differences.
+        """
+        count, d = embeddings.shape
+        room = 4 * (d + 8) * _UNIT * (found.squared + self._largest)
+        best = np.full(count, np.inf, np.float32)
+        limit = best + room
+        group, query = np.nonzero(found.left)
+        ends = np.searchsorted(group, np.arange(len(found.left) + 1))
+        close: list[tuple[Indices, Indices, Floats]] = []
+        first = 0
+        while first < len(found.left):
+            last = max(first + 1, int(np.searchsorted(ends, ends[first] + _KEPT // self._size, side="right")) - 1)
+            part = slice(int(ends[first]), int(ends[last]))
+            products = self._products(found.vectors, query[part], ends[first : last + 1], first)
+            nearest = products.min(axis=1)
+            least = self._rooms.get("least", (last - first, count))
+            least.fill(np.inf)
+            least[found.left[first:last]] = nearest
+            np.minimum(best, least.min(axis=0), out=best)
+            limit = best + room
+            pair = np.flatnonzero(nearest <= limit[query[part]])
+            some = products[pair]
+            row, column = np.nonzero(some <= limit[query[part][pair], None])
+            pair = pair[row]
+            close.append((query[part][pair], self._order[group[part][pair] * self._size + column], some[row, column]))
+            first = last
+        number, candidate, value = (np.concatenate(column) for column in zip(*close, strict=True))
+        kept = np.flatnonzero(value <= limit[number])
+        kept = kept[np.argsort(number[kept], kind="stable")]
+        number, candidate = number[kept], candidate[kept]
+        many = np.bincount(number, minlength=count)[number] > 1
+        nearest_row = np.empty(count, np.int64)
+        nearest_row[number[~many]] = candidate[~many]
+        if many.any():
+            several = np.unique(number[many])
+            nearest_row[several] = self._search.nearest_of(embeddings, number[many], candidate[many])
+        return nearest_row
+
+    def _products(self, vectors: Floats, query: Indices, ends: Indices, first: int) -> Floats:
+        """|c|^2 - 2 q.c of each pair of a patch and a group, from the `first` one on: float32 (pairs, size)."""
+        products = self._rooms.get("products", (len(query), self._size))
+        for number in np.flatnonzero(np.diff(ends)):
+            part = slice(int(ends[number] - ends[0]), int(ends[number + 1] - ends[0]))
+            own = self._rooms.get("own", (part.stop - part.start, vectors.shape[1]))
+            np.take(vectors, query[part], axis=0, out=own, mode="clip")
+            np.matmul(own, self._blocks[first + number], out=products[part])
+        return products
+
+    def _away(self, embeddings: Floats, rows: Indices) -> Floats:
+        """Differences from a row each, float32 (c, d), in a room."""
+        away = self._rooms.get("away", embeddings.shape)
+        np.take(self._search.rows, rows, axis=0, out=away, mode="clip")
+        return np.subtract(embeddings, away, out=away)
 
     def _highest(self, reached: Reals, least_density: Floats) -> Reals:
         near = distance(reached, self._search.metric)
         bound = near - self._search.alpha * least_density.astype(np.float64)
         # the score that is bounded was rounded to float32 in a few steps
         return np.asarray(bound + 8 * self._centre.size * _UNIT * near + 4 * _UNIT * np.abs(bound))
-
-    def _find_minima(self, query: Floats, minima: Floats) -> None:
-        """Least |z(q) - z(b)|^2 - |z(q)|^2 of each group, into `minima`, (q, groups)."""
-        count, size = self._columns.shape[1], self._size
-        for start in range(0, count, _ROWS):
-            wide = min(_ROWS, count - start)
-            products = self._rooms.get("products", (len(query), wide))
-            np.matmul(query, self._columns[:, start : start + wide], out=products)
-            whole, group = wide // size, start // size
-            if whole > 0:
-                grouped = products[:, : whole * size].reshape(len(query), whole, size)
-                np.min(grouped, axis=2, out=minima[:, group : group + whole])
-            if wide % size > 0:
-                np.min(products[:, whole * size :], axis=1, out=minima[:, group + whole])
-
-    def _find_nearest_looking(self, query: Floats, group: npt.NDArray[np.int64], nearest: npt.NDArray[np.int64]) -> None:
-        """For each query the row of the least |z(q) - z(b)|, as a place in the order of the groups, into `nearest`."""
-        by_group = np.argsort(group, kind="stable")
-        chosen, starts = np.unique(group[by_group], return_index=True)
-        ends = np.append(starts[1:], len(group))
-
-        def find(number: int) -> None:
-            members = by_group[starts[number] : ends[number]]
-            start = int(chosen[number]) * self._size
-            columns = self._columns[:, start : start + self._size]
-            few = self._rooms.get("few", (len(members), query.shape[1]))
-            products = self._rooms.get("products", (len(members), columns.shape[1]))
-            np.matmul(np.take(query, members, axis=0, out=few, mode="clip"), columns, out=products)
-            nearest[members] = start + products.argmin(axis=1)
-
-        self._search.workers.each(find, len(chosen))
 
     def _limit(self, reached: Reals, squared: Reals, length: Reals, residual: Reals) -> Reals:
         """What the minimum of the group that holds the nearest row cannot exceed: u^2 - |z(q)|^2 and room for rounding.
@@ -287,9 +296,6 @@ class Grouped:
         product = (m + 4) * _UNIT * (2 * np.sqrt(length) * self._reach + self._reach**2 + length)
         farthest = np.sqrt(reached) * (1 + d * _UNIT) + moved
         return farthest**2 - length + product
-
-    def _group(self, number: int) -> slice:
-        return slice(number * self._size, min((number + 1) * self._size, len(self._order)))
 
 
 def _squares(vectors: Floats) -> Reals:
@@ -319,8 +325,8 @@ def _halve(points: Reals, size: int) -> list[Indices]:
 def _principal(rows: Floats, centre: Floats) -> Reals:
     """The leading principal directions of rows about a centre: float64 (d, m), orthonormal columns."""
     scatter = np.zeros((rows.shape[1],) * 2)
-    for start in range(0, len(rows), _QUERIES):
-        centred = rows[start : start + _QUERIES].astype(np.float64) - centre
+    for start in range(0, len(rows), _BLOCK):
+        centred = rows[start : start + _BLOCK].astype(np.float64) - centre
         scatter += centred.T @ centred
     _, vectors = np.linalg.eigh(scatter)
     return np.ascontiguousarray(vectors[:, ::-1][:, :DIMENSIONS])
@@ -329,8 +335,8 @@ def _principal(rows: Floats, centre: Floats) -> Reals:
 def _projected(rows: Floats, centre: Floats, directions: Reals) -> Reals:
     """z of the rows: float64 (n, m + 1)."""
     projected = np.empty((len(rows), directions.shape[1] + 1))
-    for start in range(0, len(rows), _QUERIES):
-        part = slice(start, start + _QUERIES)
+    for start in range(0, len(rows), _BLOCK):
+        part = slice(start, start + _BLOCK)
         centred = rows[part].astype(np.float64) - centre
         within = centred @ directions
         projected[part, :-1] = within

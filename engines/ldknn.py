@@ -160,16 +160,16 @@ class LDKNN:
         doubtful = ~crowded & (np.count_nonzero(close, axis=1) > 1)
         if doubtful.any():
             query, column = np.nonzero(close & doubtful[:, None])
-            index[doubtful] = self._nearest_of(queries, query, row[query, column])
+            index[doubtful] = self.nearest_of(queries, query, row[query, column])
         for number in np.flatnonzero(crowded):
             near = self._norms + self._rows @ minus_twice[number]
             candidates = np.flatnonzero(near <= near.min() + rounding[number])
             if len(candidates) == 0:  # beyond float32: whatever row, its distance is not finite
                 continue
-            index[number] = self._nearest_of(queries, np.full_like(candidates, number), candidates)[0]
+            index[number] = self.nearest_of(queries, np.full_like(candidates, number), candidates)[0]
         return np.asarray(index)
 
-    def _nearest_of(
+    def nearest_of(
         self, queries: Floats, query: npt.NDArray[np.int64], candidate: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.int64]:
         """Nearest candidate of each query named, by differences in float64; ties go to the lower index.

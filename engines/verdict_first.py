@@ -34,7 +34,6 @@ class VerdictFirst:
         self._judged = judged
         self._windows = Windows(judged, pooling)
         self._shape = (judged.size, search.rows.shape[1])
-        self._every = np.arange(judged.size)
         self._search = search
         self._grouped = Grouped(search)
 
@@ -45,10 +44,10 @@ class VerdictFirst:
             EngineError: wrong shape or dtype. NaN where an embedding is not finite, which no caller may pass.
         """
         self._check(embeddings)
-        bounded = self._grouped.bound(embeddings)
-        if not np.isfinite(bounded.highest).all():  # not a number, or beyond float32: for the search that says so
-            return float(self._windows.pool(self._grouped.score(bounded, self._every).reshape(self._judged.shape)))
-        ceilings = self._windows.means(bounded.highest.reshape(self._judged.shape))
+        highest = self._grouped.bound(embeddings)
+        if not np.isfinite(highest).all():  # not a number, or beyond float32: for the search that says so
+            return float(self._windows.pool(self._grouped.score(embeddings).reshape(self._judged.shape)))
+        ceilings = self._windows.means(highest.reshape(self._judged.shape))
         order = np.argsort(-ceilings, kind="stable")
         exact = np.full(len(embeddings), -np.inf, np.float32)
         best = -np.inf
@@ -69,7 +68,7 @@ class VerdictFirst:
     def patches(self, embeddings: Floats) -> Floats:
         """The exact score of every patch, float32 (patches,): those of `LDKNN.score`. Raises as `score`."""
         self._check(embeddings)
-        return self._grouped.score(self._grouped.bound(embeddings), self._every)
+        return self._grouped.score(embeddings)
 
     def _check(self, embeddings: Floats) -> None:
         if not isinstance(embeddings, np.ndarray) or embeddings.dtype != np.float32 or embeddings.shape != self._shape:

@@ -107,7 +107,7 @@ def test_times_of_another_network_are_refused(tmp_path: Path) -> None:
 
 def test_fewer_rows_than_a_pilot_of_all_patches_cover_all_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = draw(tmp_path / "flange", 6)
-    monkeypatch.setattr(train.budget, "search_ms", lambda search, images: [len(search._grouped._order) / 384] * len(images))
+    monkeypatch.setattr(train.budget, "search_ms", lambda search, images: [len(search._search.rows) / 384] * len(images))
     fit(settings_for(data, budget_ms=0.4, alpha=1.0), tmp_path / "bundle", Talk().console)
     bank = load_bundle(tmp_path / "bundle").bank
     assert 140 < len(bank.rows) < 160
@@ -131,7 +131,7 @@ def test_without_a_file_the_search_is_timed_here(
     monkeypatch.setattr(train.budget, "_PILOT_ROWS", 192)
     # a search that takes `fastest_ms` in the whole pilot, and in proportion else
     monkeypatch.setattr(
-        train.budget, "search_ms", lambda search, images: [fastest_ms * len(search._grouped._order) / 192] * len(images)
+        train.budget, "search_ms", lambda search, images: [fastest_ms * len(search._search.rows) / 192] * len(images)
     )
     talk = Talk()
     fit(settings_for(data, budget_ms=2.0, alpha=1.0), tmp_path / "bundle", talk.console)

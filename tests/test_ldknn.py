@@ -326,7 +326,7 @@ def test_repeated_patches_in_the_bank_need_no_exact_search(monkeypatch: pytest.M
     rows = np.random.default_rng(12).normal(size=(1000, 16)).astype(np.float32)
     rows[200:] = rows[0]  # a plain background
     ldknn = nearest_neighbour(rows)
-    monkeypatch.setattr(ldknn, "_nearest_of", None)  # any exact search would fail
+    monkeypatch.setattr(ldknn, "nearest_of", None)  # any exact search would fail
     assert set(ldknn.search(np.repeat(rows[:1], 600, axis=0))[1].tolist()) == {0}
 
 

@@ -130,7 +130,7 @@ def test_no_score_exceeds_its_bound(seed: int, rows: int, dim: int, scale: float
     queries = ((rng.normal(size=(PATCHES, dim)) * spread + offset) * 10**scale).astype(np.float32)
     density = (rng.gamma(1, 1, rows) * 10 ** (2 * scale)).astype(np.float32)
     search = LDKNN(bank, density, alpha=alpha)
-    assert (search.score(queries) <= Grouped(search).bound(queries).highest).all()
+    assert (search.score(queries) <= Grouped(search).bound(queries)).all()
     agree(search, queries)
 
 
@@ -254,9 +254,30 @@ def test_groups_far_away_are_not_searched() -> None:
     rng = np.random.default_rng(4)
     bank = (np.repeat(100 * rng.normal(size=(8, 40)), 128, axis=0) + rng.normal(size=(1024, 40))).astype(np.float32)
     search = LDKNN(bank, np.zeros(1024, np.float32), alpha=1.0)
-    bounded = Grouped(search).bound(bank[:PATCHES] + np.float32(0.1))
-    assert (np.count_nonzero(bounded.minima <= bounded.limit[:, None], axis=1) == 1).all()
+    left = Grouped(search).left(bank[:PATCHES] + np.float32(0.1))
+    assert (np.count_nonzero(left, axis=0) <= 128 // grouped.GROUPS[0]).all()
 
 
 def test_products_have_room_for_whole_groups() -> None:
     assert all(grouped._ROWS % size == 0 for size in grouped.GROUPS)
+
+
+@pytest.mark.parametrize("kept", [1, 64, 1000])
+def test_the_map_is_the_same_however_few_products_are_kept_at_a_time(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(13)
+    bank, queries = like_embeddings(rng, 900, 48), like_embeddings(rng, 300, 48)
+    bank[7], bank[500:504] = bank[600], bank[600] + np.float32(1e-7)
+    queries[:40] = bank[600]
+    search = LDKNN(bank, rng.random(900, np.float32), alpha=1.0, threads=1)
+    monkeypatch.setattr(grouped, "_KEPT", kept)
+    assert np.array_equal(Grouped(search).score(queries), search.score(queries))
+
+
+@pytest.mark.parametrize("scale", [1e17, 1e18, 3e18, 1e19, 1e20])
+def test_products_that_overflow_rule_nothing_out(scale: float) -> None:
+    rng = np.random.default_rng(14)
+    bank, queries = like_embeddings(rng, 200, 40), like_embeddings(rng, 100, 40)
+    with np.errstate(over="ignore", invalid="ignore"):
+        search = LDKNN(np.float32(scale) * bank, np.zeros(200, np.float32), alpha=1.0)
+        grouped_scores, plain = Grouped(search).score(np.float32(scale) * queries), search.score(np.float32(scale) * queries)
+    assert np.array_equal(grouped_scores, plain, equal_nan=True)
