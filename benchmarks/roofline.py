@@ -38,7 +38,7 @@ SIZE = (256, 256)
 ROWS = (2048, 6000, 20_000)
 BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 # of engines/verdict_first.py, which a test compares: dimensions of the bound, and patches that are searched in any case
-BOUND_DIMENSIONS, LEAST_SEARCHED = 62, 4 * 9
+BOUND_DIMENSIONS, LEAST_SEARCHED = 78, 4 * 9
 _GEMM = 512  # side of the matrices: done in a few ms, before another process takes the core
 _COPY, _TRIES = 16 * 2**20, 200  # float32 numbers copied, more than a cache holds
 _SEARCHES = (("every patch", False), ("verdict first", True))
