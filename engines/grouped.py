@@ -248,11 +248,12 @@ class Grouped:
         kept = kept[np.argsort(number[kept], kind="stable")]
         number, candidate = number[kept], candidate[kept]
         many = np.bincount(number, minlength=count)[number] > 1
-        nearest_row = np.empty(count, np.int64)
+        nearest_row = np.full(count, -1)
         nearest_row[number[~many]] = candidate[~many]
         if many.any():
             several = np.unique(number[many])
             nearest_row[several] = self._search.nearest_of(embeddings, number[many], candidate[many])
+        assert (nearest_row >= 0).all(), "a patch is within rounding of no row that its bounds left"
         return nearest_row
 
     def _products(self, vectors: Floats, query: Indices, ends: Indices, first: int) -> Floats:
