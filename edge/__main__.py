@@ -1,15 +1,16 @@
-"""The edge door: `python -m edge replay|run|check|lines|pulse|audit|export`."""
+"""The edge door: `python -m edge replay|run|check|empty|lines|pulse|audit|export`."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import math
 import re
 import select
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -17,15 +18,18 @@ import cv2
 from calibration.record import load_calibration
 from edge import StationError
 from edge.audit import audit, export_csv, export_images
+from edge.camera import Camera
 from edge.check import check_station
 from edge.config import ConfigError, load_config, rejector_setup
 from edge.heads import read_heads
 from edge.lines import OUTPUTS, describe_line, open_lines
+from edge.presence import learn_empty
 from edge.rejector import DryRunRejector, ProcessRejector
 from edge.run import open_camera, run_station
-from edge.sections import DryRun, FolderSource, StationConfig
-from edge.verdict import Outcome
+from edge.sections import DryRun, FolderSource, PresenceTrigger, StationConfig
+from edge.verdict import Missing, Outcome
 from engines import console
+from engines.images import Image
 from engines.options import add_running
 
 
@@ -54,6 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     check = commands.add_parser("check", help="say all that would keep a station from starting")
     check.add_argument("--config", required=True, type=Path, metavar="FILE")
     check.set_defaults(run=_check)
+    empty = commands.add_parser("empty", help="learn the scene without a part, for a trigger of kind presence")
+    empty.add_argument("--config", required=True, type=Path, metavar="FILE")
+    empty.add_argument("--out", required=True, type=Path, metavar="FILE")
+    empty.add_argument("--frames", default=50, type=console.positive_int, help="default: %(default)d")
+    empty.set_defaults(run=_empty)
     lines = commands.add_parser("lines", help="show each line's level, and edges as they come")
     lines.add_argument("--config", required=True, type=Path, metavar="FILE")
     lines.add_argument("--seconds", type=console.positive_float, help="end after this time (default: at Ctrl-C)")
@@ -121,6 +130,29 @@ def _check(arguments: argparse.Namespace) -> int:
     faults = sum(len(check.faults) for check in checks)
     console.say(f"{config.station}: {'ready to start' if faults == 0 else f'would not start, faults: {faults}'}")
     return console.DONE if faults == 0 else console.NO
+
+
+def _empty(arguments: argparse.Namespace) -> int:
+    config = load_config(arguments.config)
+    wanted = config.trigger
+    if not isinstance(wanted, PresenceTrigger):
+        raise StationError(f"{arguments.config}: the trigger is of kind {config.triggered.kind}, expected presence")
+    with contextlib.closing(open_camera(config)) as camera:
+        scene = learn_empty(_images(camera, arguments.frames), wanted.region, wanted.share)
+    scene.save(arguments.out)
+    least = math.ceil(wanted.share * scene.mean.size)
+    console.say(
+        f"learnt {scene.frames} frames, region {list(scene.region)}; a part changes {least} of {scene.mean.size} cells at least"
+    )
+    console.say(f"wrote {arguments.out}")
+    return console.DONE
+
+
+def _images(camera: Camera, count: int) -> Iterator[Image]:
+    for number, arrival in enumerate(itertools.islice(camera.frames(), count), start=1):
+        if isinstance(arrival, Missing):
+            raise StationError(f"frame {number} of the empty scene: {arrival.reason}")
+        yield arrival.image
 
 
 def _lines(arguments: argparse.Namespace) -> int:

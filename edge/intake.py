@@ -24,7 +24,7 @@ from edge.part_ref import (
     Refusals,
     check_ref,
 )
-from edge.presence import Presence, load_empty
+from edge.presence import EmptyScene, Presence, load_empty
 from edge.presence_camera import AheadCamera, PresenceCamera
 from edge.rejector import ProcessRejector, Rejector
 from edge.scanner import SerialReferences
@@ -52,6 +52,17 @@ def waits_for_station(config: StationConfig) -> bool:
 def looks_aside(config: StationConfig) -> bool:
     """Frames are taken from the camera by a thread beside the deciding loop, which so must not beat for it."""
     return isinstance(config.triggered, PresenceTrigger) and not waits_for_station(config)
+
+
+def load_scene(wanted: PresenceTrigger) -> EmptyScene:
+    """Its empty scene. Raises StationError: not there, or learnt for another region."""
+    scene = load_empty(wanted.empty)
+    if wanted.region is not None and wanted.region != scene.region:
+        raise StationError(
+            f"{wanted.empty}: learnt for the region {list(scene.region)}, configured is {list(wanted.region)};"
+            " learn it again with `python -m edge empty`"
+        )
+    return scene
 
 
 class Intake:
@@ -159,12 +170,7 @@ class Intake:
         wanted = config.triggered
         if not isinstance(wanted, PresenceTrigger):
             return
-        scene = load_empty(wanted.empty)
-        if wanted.region is not None and wanted.region != scene.region:
-            raise StationError(
-                f"{wanted.empty}: learnt for the region {list(scene.region)}, configured is {list(wanted.region)};"
-                " learn it again with `python -m edge empty`"
-            )
+        scene = load_scene(wanted)
         presence = Presence(scene, enters=wanted.enters, share=wanted.share, blind_s=wanted.blind_s, note=note)
         camera = self.camera
         if not looks_aside(config):
@@ -206,23 +212,34 @@ class Intake:
         by = wanted.by if isinstance(wanted, SoftwareTrigger) and wanted.by is not None else ()
         if "http" in by:
             self.trigger = triggers.trigger
-        if "stdin" not in by:
-            return
+        if "stdin" in by:
+            reader = read_triggers(sys.stdin.fileno(), triggers, self._refusals, ends="http" not in by)
+            self._closing.callback(reader.close)
+            self._closing.callback(triggers.close)  # first, so that no line waits for room
 
-        def line(text: str) -> None:
-            part_ref: str | None = None
-            if text.strip():
-                try:
-                    part_ref = check_ref(text)
-                except StationError as error:  # the part is one all the same
-                    self._refusals.add("standard input", str(error))
-            with contextlib.suppress(StationError):  # the run is over
-                triggers.trigger(part_ref, wait=True)
 
-        def end(_reason: str) -> None:
-            if "http" not in by:
-                triggers.close()
+def read_triggers(descriptor: int, triggers: SoftwareTriggers, refusals: Refusals, *, ends: bool = True) -> LineReader:
+    """Start to make a part of each line, its text the part's reference, none where the line is empty or no reference.
 
-        reader = LineReader(sys.stdin.fileno(), line, end, "standard input")
-        self._closing.callback(reader.close)
-        self._closing.callback(triggers.close)  # first, so that no line waits for room
+    Args:
+        descriptor: read by a thread; its writer waits where far too many parts do.
+        triggers: take the parts; to be closed before the reader.
+        refusals: are told of lines that are no references.
+        ends: close the triggers at the end of the file.
+    """
+
+    def line(text: str) -> None:
+        part_ref: str | None = None
+        if text.strip():
+            try:
+                part_ref = check_ref(text)
+            except StationError as error:  # the part is one all the same
+                refusals.add("standard input", str(error))
+        with contextlib.suppress(StationError):  # the run is over
+            triggers.trigger(part_ref, wait=True)
+
+    def end(_reason: str) -> None:
+        if ends:
+            triggers.close()
+
+    return LineReader(descriptor, line, end, "standard input")
