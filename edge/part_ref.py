@@ -159,7 +159,7 @@ class FileReferences:
         self._held = HeldReferences(clock)
         self.counts = self._held.counts
         self._seen: bytes | None = None  # what the last look found, and whether it was taken
-        self._taken = True
+        self._taken = False
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         if poll_s > 0:
