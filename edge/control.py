@@ -231,6 +231,7 @@ class _Request(BaseHTTPRequestHandler):
 
     def _send(self, status: HTTPStatus, body: Json) -> None:
         data = json.dumps(body, allow_nan=False, default=str).encode() + b"\n"
+        self.request_version = "HTTP/1.0"  # what is no request counts as HTTP/0.9, which would get neither status nor header
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
