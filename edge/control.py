@@ -15,6 +15,7 @@ import socket
 import socketserver
 import stat
 import threading
+import time
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -30,6 +31,7 @@ from engines import InspectionError
 _BODY_BYTES = 4096
 _CONNECTIONS = 32
 _REQUEST_S = 5.0  # for a whole request to arrive
+_SETTLE_S = 1.0
 _LEAST_TOKEN = 16
 
 
@@ -66,11 +68,12 @@ class ControlServer:
         self._thread.start()
 
     def close(self) -> None:
-        """Take no further request; may be called twice."""
+        """Take no further request, and let those that are being served end, for a second at most; may be called twice."""
         if not self._thread.is_alive():
             return
         self._server.shutdown()
         self._thread.join(timeout=5)
+        self._server.settle()
         self._server.server_close()
         if self._path is not None:
             self._path.unlink(missing_ok=True)
@@ -127,6 +130,13 @@ class _Server(socketserver.ThreadingMixIn, HTTPServer):
             super().process_request_thread(request, client_address)
         finally:
             self._free.release()
+
+    def settle(self) -> None:
+        """Wait until all that is being served was answered, for a second at most."""
+        end = time.monotonic() + _SETTLE_S
+        for _ in range(_CONNECTIONS):
+            if not self._free.acquire(timeout=max(0.0, end - time.monotonic())):
+                return
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that went away is no news."""

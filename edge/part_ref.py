@@ -19,7 +19,7 @@ Note = Callable[[str, Mapping[str, object]], None]
 """Journals an event from any thread: its name and details."""
 
 _HELD = 64  # references in a queue, or changes of one that holds
-_NOTE_NS = 10**9
+_NOTE_NS = 10 * 10**9  # events wait in memory for the next part's row
 _POLL_S = 0.1
 _FILE_BYTES = 4096
 
@@ -36,7 +36,7 @@ def check_ref(text: str) -> str:
 
 
 class Refusals:
-    """Journals what was refused, from any thread: at most one event a second, with how many there were since the last."""
+    """Journals what was refused, from any thread: at most one event in 10 s, with how many there were since the last."""
 
     def __init__(self, note: Note, clock: Clock) -> None:
         """`note` journals; `clock` spaces the events."""

@@ -306,6 +306,26 @@ def test_closing_twice_is_one_and_then_nobody_answers(stand: Stand) -> None:
         ask(server, "GET", "/status")
 
 
+def test_a_request_that_is_being_served_is_answered_before_it_closes() -> None:
+    began, ended = threading.Event(), threading.Event()
+
+    def halt() -> None:
+        began.set()
+        server._thread.join(timeout=20)  # nothing further is taken from here on
+        threading.Event().wait(0.05)
+        ended.set()
+
+    server = ControlServer(Address("127.0.0.1", 0), Handlers(status=dict, halt=halt))
+    got: list[tuple[int, Any]] = []
+    client = threading.Thread(target=lambda: got.append(ask(server, "POST", "/halt")))
+    client.start()
+    assert began.wait(20)
+    server.close()
+    assert ended.is_set()
+    client.join(timeout=20)
+    assert got == [(200, {"halted": True})]
+
+
 def over_unix(path: Path, raw: bytes) -> bytes:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(20)

@@ -248,6 +248,23 @@ def test_a_scanners_labels_go_to_the_parts_that_follow(config: Path) -> None:
             os.close(descriptor)
 
 
+def test_the_line_hears_of_parts_that_wait_for_their_turn(config: Path) -> None:
+    class Line(DryRunRejector):
+        def announce(self, part: int, trigger_ns: int) -> None:
+            heard.append(part)
+
+    heard: list[int] = []
+    add(config, "trigger: {kind: timer, period_ms: 1}")
+    loaded = load_config(config)
+    intake = Intake(loaded, open_camera(loaded), Line(), lambda: None, lambda name, details: None)
+    threading.Event().wait(0.003)
+    intake.rejector.beat()
+    intake.rejector.beat()
+    intake.close()
+    assert heard[:2] == [1, 2]
+    assert heard == list(range(1, len(heard) + 1))
+
+
 def test_an_intake_that_cannot_be_made_leaves_no_thread_behind(config: Path) -> None:
     add(config, "trigger: {kind: timer, period_ms: 100}", "part_ref: {kind: serial, device: /dev/ttyNONE, max_age_ms: 5}")
     before = threading.active_count()
