@@ -91,7 +91,7 @@ def _trigger(handlers: Handlers, body: Json, query: Mapping[str, str]) -> Json:
     _only(body, "part_ref")
     part_ref = _part_ref(handlers, body)
     part = _there(handlers.trigger, "has no triggers by http; give it trigger: {kind: software, by: [http]}")(part_ref)
-    answer: dict[str, object] = {"part": part, "part_ref": part_ref}
+    answer: dict[str, object] = {"part": part} if part_ref is None else {"part": part, "part_ref": part_ref}
     if query.get("wait", "0") == "0" or handlers.verdict is None:
         return answer
     verdict = handlers.verdict(part, _VERDICT_S)

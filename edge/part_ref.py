@@ -89,7 +89,7 @@ class HeldReferences:
         """From now on this one; None for none. It was checked."""
         with self._lock:
             self._changes.append((self._clock.now_ns(), part_ref))
-            self.counts["set"] += 1
+            self.counts["references set"] += 1
 
     def take(self, trigger_ns: int) -> str | None:
         """The one that was set last before the trigger."""
@@ -122,7 +122,7 @@ class QueuedReferences:
     def add(self, part_ref: str) -> None:
         """One was read now, by any thread. It was checked."""
         with self._lock:
-            self.counts["read"] += 1
+            self.counts["references read"] += 1
             if len(self._read) == _HELD:
                 self._drop()
             self._read.append((self._clock.now_ns(), part_ref))
@@ -133,7 +133,7 @@ class QueuedReferences:
             while self._read and trigger_ns - self._read[0][0] > self._max_age_ns:
                 self._drop()
             if not self._read or trigger_ns - self._read[0][0] < self._min_age_ns:
-                self.counts["parts without"] += 1
+                self.counts["parts without reference"] += 1
                 return None
             return self._read.popleft()[1]
 
@@ -142,7 +142,7 @@ class QueuedReferences:
 
     def _drop(self) -> None:
         self._read.popleft()
-        self.counts["surplus"] += 1
+        self.counts["references surplus"] += 1
 
 
 class FileReferences:

@@ -240,7 +240,12 @@ def test_a_scanners_labels_go_to_the_parts_that_follow(config: Path) -> None:
             assert "200 characters" in str(notes.get(timeout=20)["reason"])  # the others were read before
             os.write(stdin_ours, b"\nown\n\n")
             assert [next(arrivals).part_ref for _ in range(3)] == ["SN-1", "own", None]
-            assert intake.counts() == {"parts without": 1, "read": 2, "references refused": 1, "triggered": 3}
+            assert intake.counts() == {
+                "parts without reference": 1,
+                "references read": 2,
+                "references refused": 1,
+                "triggered": 3,
+            }
             intake.close()
     finally:
         os.dup2(saved, 0)

@@ -68,7 +68,7 @@ def test_a_reference_holds_for_parts_that_triggered_after_it_was_set() -> None:
     assert [held.take(at_ns) for at_ns in (99, 100, 150, 199, 200, 299, 300, 400)] == [
         None, "A", "A", "A", "B", "B", None, None,
     ]  # fmt: skip
-    assert held.counts == {"set": 3}
+    assert held.counts == {"references set": 3}
 
 
 def queue(clock: FakeClock, min_age_ms: float = 0, max_age_ms: float = 1000) -> QueuedReferences:
@@ -85,7 +85,7 @@ def test_references_queue_in_order_and_one_that_no_part_took_is_dropped_and_coun
     assert queued.take(1000 * MS) == "A"  # as old as may be
     assert queued.take(1401 * MS) == "C"  # B is older than a second
     assert queued.take(1402 * MS) is None
-    assert queued.counts == {"read": 3, "surplus": 1, "parts without": 1}
+    assert queued.counts == {"references read": 3, "references surplus": 1, "parts without reference": 1}
 
 
 def test_a_reference_that_was_read_after_the_trigger_is_the_next_parts() -> None:
@@ -102,7 +102,7 @@ def test_more_than_64_in_the_queue_drop_the_oldest() -> None:
     for number in range(70):
         queued.add(str(number))
     assert queued.take(0) == "6"
-    assert queued.counts["surplus"] == 6
+    assert queued.counts["references surplus"] == 6
 
 
 @given(
@@ -129,7 +129,7 @@ def test_with_the_way_from_scanner_to_trigger_known_no_part_gets_anothers(
             queued.add(part_ref)
         else:
             assert queued.take(at_ms * MS) == part_ref
-    assert queued.counts["surplus"] == 0
+    assert queued.counts["references surplus"] == 0
 
 
 class Files:
@@ -160,7 +160,7 @@ def test_a_file_is_believed_once_it_was_seen_unchanged_twice(tmp_path: Path) -> 
     assert files.look(1) == "ORDER-1"
     assert files.look(1) == "ORDER-2"
     assert files.look(5) == "ORDER-2"
-    assert files.references.counts == {"set": 2}
+    assert files.references.counts == {"references set": 2}
     assert files.notes == []
 
 
@@ -199,7 +199,7 @@ def test_a_file_is_looked_at_by_a_thread(tmp_path: Path) -> None:
     references = FileReferences(path, clock, Refusals(lambda name, details: None, clock), poll_s=0.001)
     thread = references._thread
     assert thread is not None
-    while references.counts["set"] == 0 and thread.is_alive():
+    while references.counts["references set"] == 0 and thread.is_alive():
         thread.join(0.002)
     assert references.take(0) == "A"
     references.close()

@@ -169,6 +169,21 @@ def test_light_that_drifts_slowly_is_no_part_and_light_that_jumps_ends_the_run()
             assert presence.see(belt.frame()) is None
 
 
+def test_what_is_too_small_to_be_a_part_does_not_become_the_scene() -> None:
+    belt = Belt(part=32)  # 1.6 % of the region
+    presence = Presence(belt.empty())
+    for _ in range(200):
+        assert presence.see(belt.frame((128.0, 128.0))) is None
+    assert presence.share > 0.01
+
+
+def test_a_part_that_seems_smaller_for_a_while_is_still_the_same_one() -> None:
+    large, small = Belt(part=64), Belt(part=48)  # 6.3 and 3.5 % of the region
+    presence = Presence(large.empty(), share=0.05)
+    frames = [belt.frame((128.0, 128.0)) for belt in (large, small, small, large, small)]
+    assert [index for index, _ in watch(presence, frames)] == [0]
+
+
 def test_drift_is_not_followed_while_a_part_stands_there() -> None:
     belt = Belt()
     presence = Presence(belt.empty())

@@ -78,7 +78,7 @@ def test_labels_are_read_in_order_and_what_is_none_is_refused(port: Port) -> Non
     assert [references.take(0) for _ in range(5)] == ["SN-1", "SN-2", "SN-3", "SN-4", None]
     references.close()
     references.close()
-    assert references.counts["read"] == 4
+    assert references.counts["references read"] == 4
 
 
 def test_what_waited_in_the_port_before_the_start_is_dropped(port: Port) -> None:

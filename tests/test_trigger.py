@@ -369,6 +369,17 @@ def test_a_part_that_came_too_fast_takes_no_frame_from_the_others() -> None:
     assert second == Missing(2, 10, "trigger", "triggers come faster than the station serves them: 1 parts waited already", "b")
 
 
+def test_a_part_that_came_too_fast_is_a_fault_though_a_live_camera_has_its_frame() -> None:
+    clock = FakeClock(10)
+    triggers = SoftwareTriggers(clock, waiting=1)
+    for _ in range(2):
+        triggers.trigger()
+        clock.sleep_until_ns(20)
+    triggers.close()
+    frames = TriggeredCamera(Camera([12, 25, 30]), triggers).frames()
+    assert seen(frames) == [(1, 10, "1", True), (2, 20, "trigger", False)]
+
+
 @pytest.mark.parametrize("replayed", [False, True])
 def test_parts_that_triggered_before_the_camera_was_lost_are_faults_and_then_the_run_ends(replayed: bool) -> None:
     triggers = SoftwareTriggers(FakeClock(10))
