@@ -15,6 +15,7 @@ from calibration.record import Calibration, load_calibration, mismatches
 from edge.camera import Camera
 from edge.chain import last_head, open_for_reading
 from edge.config import rejector_setup
+from edge.disk import MIN_FREE_BYTES
 from edge.evidence import stored
 from edge.lines import describe_line, open_lines
 from edge.sections import EvidenceConfig, StationConfig
@@ -23,7 +24,6 @@ from engines.bundle import load_bundle
 from engines.inspector import Inspector
 from engines.verify import allowed_difference, verify_golden
 
-MIN_FREE_BYTES = 100 * 2**20
 _TIMED = 3
 
 
@@ -73,7 +73,7 @@ def check_station(config: StationConfig, open_camera: Callable[[], Camera]) -> l
         checks.append(Check("source", config.source.kind, (str(error),)))
     checks += [_check_lines(config), _check_journal(config.journal)]
     if config.evidence is not None:
-        checks.append(_check_evidence(config.evidence))
+        checks.append(check_evidence(config.evidence))
     return checks
 
 
@@ -144,7 +144,7 @@ def _check_lines(config: StationConfig) -> Check:
 
 
 def _check_journal(path: Path) -> Check:
-    check = _check_file("journal", path, MIN_FREE_BYTES)
+    check = check_file("journal", path, MIN_FREE_BYTES)
     if check.faults or not os.path.exists(path) or os.path.getsize(path) == 0:
         return check
     try:
@@ -155,14 +155,15 @@ def _check_journal(path: Path) -> Check:
     return Check("journal", f"{check.found}, {head.row} rows")
 
 
-def _check_evidence(config: EvidenceConfig) -> Check:
+def check_evidence(config: EvidenceConfig) -> Check:
+    """Can pictures be written, and is there room for the quota?"""
     held = sum(size for _, size in stored(config.folder))
     room = MIN_FREE_BYTES + round(config.quota_mb * 1e6) - held
     found = f"{config.folder}, {held / 1e6:.0f} of {config.quota_mb:g} MB"
-    return Check("evidence", found, _check_file("evidence", config.folder / "run" / "picture", room).faults)
+    return Check("evidence", found, check_file("evidence", config.folder / "run" / "picture", room).faults)
 
 
-def _check_file(name: str, path: Path, free_bytes: int) -> Check:
+def check_file(name: str, path: Path, free_bytes: int) -> Check:
     """Can a file be written at `path`, and is there room for so many bytes?"""
     folder = path.parent
     while not os.path.exists(folder) and folder != folder.parent:  # pathlib's raises where a parent is closed to us

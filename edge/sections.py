@@ -139,6 +139,8 @@ class StationConfig(Section):
     deadline_ms: PositiveNumber = 1000
     source: Annotated[FolderSource | CameraSource, Field(discriminator="kind")]
     rejector: Annotated[DryRun | Gpio, Field(discriminator="kind")] = DryRun(kind="dry-run")
+    waiting_parts: CountFromOne = 16
+    """Parts of a trigger line that may wait for their pictures; one more is a FAULT at once."""
     journal: Path
     journal_heads: Path | None = None
     """File, best on another machine's disk, that shows whether the journal's end was cut off."""

@@ -87,8 +87,8 @@ def test_a_run_whose_rejector_is_killed_ends_with_one_line(
     opened: list[ProcessRejector] = []
 
     class Remembered(ProcessRejector):
-        def __init__(self, setup: Setup) -> None:
-            super().__init__(setup)
+        def __init__(self, setup: Setup, *, waiting_parts: int) -> None:
+            super().__init__(setup, waiting_parts=waiting_parts)
             opened.append(self)
 
     def kill(verdict: Verdict) -> None:

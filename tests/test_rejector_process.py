@@ -36,6 +36,7 @@ from edge.rejector import ProcessRejector
 from edge.rejector_process import Setup
 rejector = ProcessRejector(Setup.from_json(sys.argv[1]))
 print(rejector.pid, flush=True)
+rejector.set_ready(True)
 while True:
     rejector.beat()
     time.sleep(0.005)
@@ -80,6 +81,7 @@ def start(log: Path) -> Iterator[Callable[..., ProcessRejector]]:
 
     def begin(settings: Settings = SETTINGS, inputs: int | None = None) -> ProcessRejector:
         started.append(ProcessRejector(setup(log, settings, inputs)))
+        started[-1].set_ready(True)
         return started[-1]
 
     yield begin
@@ -94,7 +96,8 @@ Start = Callable[..., ProcessRejector]
 
 def test_it_passes_and_rejects_as_told_and_reports(start: Start, log: Path) -> None:
     rejector = start()
-    wait_for(lambda: rejector.ready, rejector.beat)
+    wait_for(lambda: levels(log, "reject") == [False, True], rejector.beat)  # what was under way is past the ejector
+    assert rejector.ready
     for part, outcome in enumerate([Outcome.PASS, Outcome.REJECT, Outcome.FAULT, Outcome.PASS], start=1):
         rejector.announce(part, time.monotonic_ns())
         rejector.apply(verdict(part, outcome))
@@ -112,6 +115,7 @@ def test_it_passes_and_rejects_as_told_and_reports(start: Start, log: Path) -> N
 
 def test_a_part_without_a_verdict_is_rejected(start: Start, log: Path) -> None:
     rejector = start()
+    wait_for(lambda: levels(log, "reject") == [False, True], rejector.beat)
     rejector.announce(1, time.monotonic_ns())
     rejector.drain()
     assert levels(log, "reject") == [False, True, False, True]
@@ -128,6 +132,7 @@ def test_a_lost_heartbeat_rejects_and_ready_drops_and_comes_back(start: Start, l
 def test_triggers_of_the_line_come_up_with_their_numbers(start: Start, log: Path) -> None:
     read, write = os.pipe2(os.O_NONBLOCK)
     rejector = start(dataclasses.replace(SETTINGS, announced=False), read)
+    wait_for(lambda: levels(log, "reject") == [False, True], rejector.beat)
     stamps = [time.monotonic_ns(), time.monotonic_ns() + 1]
     os.write(write, "".join(f"trigger 1 {at}\ntrigger 0 {at}\n" for at in stamps).encode())
     assert [rejector.next_trigger(LONG_S) for _ in stamps] == [(1, stamps[0]), (2, stamps[1])]
@@ -152,7 +157,7 @@ def test_vision_that_dies_or_hangs_leaves_every_part_rejected(log: Path, how: si
     assert vision.stdout is not None
     pid = int(vision.stdout.readline())
     try:
-        wait_for(lambda: levels(log, "ready") == [False, True])
+        wait_for(lambda: levels(log, "ready") == [False, True] == levels(log, "reject"))
         vision.send_signal(how)
         wait_for(lambda: levels(log, "ready") == [False, True, False])
         if triggered:  # parts still come: the rejector rejects each by itself

@@ -15,6 +15,7 @@ class Source:
 
     def __init__(self, triggers: list[tuple[int, int] | None]) -> None:
         self.triggers: deque[tuple[int, int]] = deque()
+        self.surplus: deque[tuple[int, int]] = deque()
         self._coming = deque(triggers)
 
     def next_trigger(self, timeout_s: float) -> tuple[int, int] | None:
@@ -28,6 +29,7 @@ class Camera:
 
     def __init__(self, captured_ns: list[int | None]) -> None:
         self._captured_ns = captured_ns
+        self.healthy, self.status = True, ""
         self.closed = 0
 
     def frames(self) -> Iterator[Arrival]:
