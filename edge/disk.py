@@ -10,7 +10,7 @@ from edge.clock import Clock
 
 MIN_FREE_BYTES = 100 * 2**20
 _EVERY_NS = 10**9
-_MORE = 1.1  # of what is needed must be free before a disk that was full is good again, so that it is not both in turns
+_AGAIN_BYTES = MIN_FREE_BYTES * 11 // 10  # before a disk that was full is good again, so that it is not both in turns
 
 
 class DiskSpace:
@@ -39,8 +39,8 @@ class DiskSpace:
             free = self._free_bytes(self._folder)
         except OSError as error:
             return f"{self._folder}: cannot be looked at ({error.strerror or error}); check the disk and permissions"
-        needed = MIN_FREE_BYTES * (_MORE if self._fault else 1.0)
+        needed = _AGAIN_BYTES if self._fault else MIN_FREE_BYTES
         if free >= needed:
             return ""
         # no number that changes from look to look: the reason is journalled once
-        return f"{self._folder}: less than {round(needed) >> 20} MiB free; free some space"
+        return f"{self._folder}: less than {needed >> 20} MiB free; free some space"

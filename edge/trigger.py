@@ -11,6 +11,8 @@ from edge.camera import Camera
 from edge.clock import SLICE_S
 from edge.verdict import Arrival, Frame, Missing
 
+_TOO_MANY = "as many parts as may (waiting_parts) waited for their pictures already: parts come faster than they are served"
+
 
 class Triggers(Protocol):
     """Parts as their triggers come.
@@ -85,10 +87,7 @@ class TriggeredCamera:
             yield dataclasses.replace(arrival, part=part, trigger_ns=trigger_ns)
 
     def _given_up(self, part: int, trigger_ns: int) -> Missing:
-        waited = len(self._source.triggers)
-        return Missing(
-            part, trigger_ns, "trigger line", f"{waited} parts waited for their pictures already: parts come too fast"
-        )
+        return Missing(part, trigger_ns, "trigger line", _TOO_MANY)
 
     def close(self) -> None:
         """Close the camera; may be called twice."""

@@ -537,3 +537,34 @@ def test_closing_twice_is_harmless_and_writing_after_it_refused(path: Path) -> N
     journal.close()
     with pytest.raises(StationError, match="cannot be written"):
         journal.announce(arrival(), JUDGED_WITH)
+
+
+def test_while_another_program_holds_the_lock_the_clock_sleeps_in_short_steps(path: Path) -> None:
+    clock = FakeClock()
+    journal = SqliteJournal(path, RUN, clock, timeout_ms=200)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        before, begun_ns = len(clock.slept_until), clock.now_ns()
+        with pytest.raises(StationError, match="locked for more than 200 ms"):
+            journal.event("one", {})
+        slept = [when - begun_ns for when in clock.slept_until[before:]]
+        assert slept == [step * 2_000_000 for step in range(1, 101)]  # the beat goes on meanwhile, every 2 ms
+    journal.event("two", {})
+    journal.close()
+    assert [name for name, _ in events(path)] == ["two"]
+
+
+def test_a_lock_that_is_let_go_in_time_costs_no_row(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+
+        class Letting(FakeClock):
+            def sleep_until_ns(self, when_ns: int) -> None:
+                super().sleep_until_ns(when_ns)
+                if len(self.slept_until) == 30:
+                    other.execute("COMMIT")
+
+        journal = SqliteJournal(path, RUN, Letting(), timeout_ms=200)
+        other.execute("BEGIN IMMEDIATE")
+        keep(journal, 1)
+        journal.close()
+    assert [part for part, _ in parts(path)] == [1]

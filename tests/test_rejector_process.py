@@ -19,7 +19,7 @@ import pytest
 from edge import StationError
 from edge.lines import LineSpec
 from edge.rejector import ProcessRejector
-from edge.rejector_process import Setup
+from edge.rejector_process import Setup, take_over
 from edge.schedule import Count, Settings
 from edge.verdict import Outcome, Verdict
 
@@ -33,13 +33,24 @@ VISION = """
 import sys, time
 from pathlib import Path
 from edge.rejector import ProcessRejector
-from edge.rejector_process import Setup
+from edge.rejector_process import Setup, take_over
 rejector = ProcessRejector(Setup.from_json(sys.argv[1]))
 print(rejector.pid, flush=True)
 rejector.set_ready(True)
 while True:
     rejector.beat()
     time.sleep(0.005)
+"""
+
+HOLDER = """
+import fcntl, os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+file = open(sys.argv[1], "w")
+fcntl.flock(file, fcntl.LOCK_EX)
+file.write(str(os.getpid()))
+file.flush()
+print(flush=True)
+time.sleep(600)
 """
 
 
@@ -225,3 +236,63 @@ print([name for name in sys.modules if name.split(".")[0] in heavy or name.start
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_next_station_takes_the_lines_over_from_the_process_that_a_dead_one_left_behind(tmp_path: Path) -> None:
+    old, new, claim = tmp_path / "old.log", tmp_path / "new.log", str(tmp_path / "journal.db-rejector")
+    read, write = os.pipe2(os.O_NONBLOCK)  # parts could still come: it stays
+    left = dataclasses.replace(setup(old, dataclasses.replace(SETTINGS, announced=False), read), claim=claim)
+    vision = subprocess.Popen(
+        [sys.executable, "-c", VISION, left.to_json()], stdout=subprocess.PIPE, text=True, pass_fds=[read]
+    )
+    os.close(read)
+    assert vision.stdout is not None
+    pid = int(vision.stdout.readline())
+    wait_for(lambda: levels(old, "reject") == [False, True])
+    vision.kill()
+    vision.wait()
+    vision.stdout.close()
+    wait_for(lambda: levels(old, "ready")[-1] is False)
+    assert Path(f"/proc/{pid}").exists()
+    settings = dataclasses.replace(SETTINGS, announced=False)
+    rejector = ProcessRejector(dataclasses.replace(setup(new, settings), claim=claim))
+    try:
+        # the old one is gone before the new one drives anything, with its outputs left rejecting
+        assert not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2]
+        assert levels(old, "reject")[-1] is False
+        assert Path(claim).read_text() == f"{rejector.pid}\n"
+        rejector.set_ready(True)
+        wait_for(lambda: levels(new, "reject") == [False, True], rejector.beat)
+        rows = [line.split() for line in new.read_text().splitlines()]
+        taken, passes = (int(next(at for at, name, level in rows if name == "reject" and level == wanted)) for wanted in "01")
+        assert passes - taken >= SETTINGS.travel + SETTINGS.pulse  # what was under way is past the ejector
+    finally:
+        os.close(write)
+        rejector.close()
+
+
+def test_a_process_that_does_not_heed_is_ended_by_force_and_a_number_given_anew_is_left_alone(tmp_path: Path) -> None:
+    claim = tmp_path / "claim"
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(claim)], stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    os.close(take_over(str(claim)))
+    assert holder.wait(LONG_S) == -signal.SIGKILL
+    holder.stdout.close()
+    claim.write_text(f"{os.getppid()}\n")  # nobody holds it: whoever has that number now has nothing to do with it
+    os.close(take_over(str(claim)))
+    assert claim.read_text() == f"{os.getpid()}\n"
+    assert Path(f"/proc/{os.getppid()}").exists()
+
+
+def test_triggers_beyond_those_that_may_wait_are_surplus(start: Start, log: Path) -> None:
+    read, write = os.pipe2(os.O_NONBLOCK)
+    rejector = ProcessRejector(setup(log, dataclasses.replace(SETTINGS, announced=False), read), waiting_parts=2)
+    now_ns = time.monotonic_ns()
+    os.write(write, "".join(f"trigger 1 {now_ns + part}\ntrigger 0 {now_ns + part}\n" for part in range(1, 5)).encode())
+    wait_for(lambda: len(rejector.triggers) + len(rejector.surplus) == 4, rejector.beat)
+    assert [part for part, _ in rejector.triggers] == [1, 2]
+    assert [part for part, _ in rejector.surplus] == [3, 4]
+    rejector.close()
+    os.close(read)
+    os.close(write)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterator
+
+import pytest
 
 from edge.trigger import TriggeredCamera
 from edge.verdict import Arrival, Frame, Missing
@@ -69,3 +72,30 @@ def test_closing_closes_the_camera() -> None:
     camera = Camera([])
     TriggeredCamera(camera, Source([])).close()
     assert camera.closed == 1
+
+
+def test_parts_that_came_when_enough_waited_are_given_up_at_once_and_the_others_keep_their_frames() -> None:
+    source = Source([(3, 30)])
+    source.triggers.extend([(1, 10), (2, 20)])
+    source.surplus.extend([(4, 40), (5, 50)])
+    camera = TriggeredCamera(Camera([15, 25, 35]), source)
+    assert camera.waiting == 4
+    arrivals = camera.frames()
+    given_up = [next(arrivals) for _ in range(2)]
+    assert [(arrival.part, arrival.trigger_ns) for arrival in given_up] == [(4, 40), (5, 50)]
+    assert all(isinstance(arrival, Missing) and "waiting_parts" in arrival.reason for arrival in given_up)
+    assert camera.waiting == 2  # one in hand
+    assert seen(itertools.islice(arrivals, 2)) == [(1, 10, "1", True), (2, 20, "2", True)]
+
+
+def test_while_there_is_no_part_it_beats_and_what_a_beat_raises_ends_the_wait() -> None:
+    beats = []
+
+    def beat() -> None:
+        beats.append(1)
+        if len(beats) == 3:
+            raise KeyError("enough")
+
+    with pytest.raises(KeyError):
+        next(TriggeredCamera(Camera([5]), Source([None] * 9), beat).frames())
+    assert len(beats) == 3

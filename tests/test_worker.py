@@ -6,6 +6,7 @@ Waits that must end in a timeout are short; waits that must not are long, and en
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -227,3 +228,22 @@ def test_what_a_beat_raises_ends_the_wait() -> None:
         worker.score(flat(255), LONG_S)
     inspector.release.set()
     worker.close()
+
+
+def test_a_backend_that_hangs_on_past_its_deadline_is_a_fault_until_it_is_free(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inspector = FakeInspector()
+    worker = start(inspector)
+    assert worker.fault == ""
+    with pytest.raises(TimeoutError):
+        worker.score(flat(255), SHORT_S)
+    assert worker.fault == ""  # slow, so far
+    real = time.monotonic
+    monkeypatch.setattr("edge.worker.time.monotonic", lambda: real() + 3)
+    assert worker.fault == "the backend hangs in one image, for 3 s after its deadline"
+    inspector.release.set()
+    assert worker.score(flat(1), LONG_S).value == 1.0
+    assert worker.fault == ""
+    worker.close()
+    assert worker.fault == "the scoring thread has ended"
