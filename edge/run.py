@@ -107,8 +107,7 @@ def run_station(
             kept.heads.note(journal.head)
             notifier.turn()
 
-        _run(station, camera, tell, rejector, journal, notifier)
-        screen.close()
+        _run(station, camera, tell, rejector, journal, notifier, screen)
     kept.report()
     console.say(f"wrote {config.journal}")
     return console.NO if station.statistics.outcomes[Outcome.FAULT] > 0 and not station.stopping else console.DONE
@@ -121,6 +120,7 @@ def _run(
     rejector: Rejector,
     journal: SqliteJournal,
     notifier: Notifier,
+    screen: Screen,
 ) -> None:
     """Run to the end, whichever that is; then end the rejector's process, and journal and say what was done."""
     begun = time.monotonic()
@@ -137,6 +137,7 @@ def _run(
     finally:
         did = _end_process(rejector)
         journal.event("stopped", {"parts": station.statistics.parts, "reason": reason, **did})
+        screen.close()
         _print_statistics(station.statistics, time.monotonic() - begun)
         if did:
             console.say("rejector: " + ", ".join(f"{name} {count}" for name, count in did["rejector"].items()))

@@ -91,6 +91,7 @@ class Station:
         self._faults: dict[str, str] = {}
         self._posted: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._judging = False
+        self._after_ms: dict[str, float] = {}  # stages of the last part that came after its row was made
         self._stop_ns: int | None = None
         self._stop_reason = ""
         self.statistics = Statistics(clock.now_ns())
@@ -184,7 +185,7 @@ class Station:
             self._to(State.INITIALIZED, "bundle, engine, calibration and lines are there, the self-test passed")
             for arrival in self._arrivals(camera):
                 verdict = self.judge(arrival)
-                self.statistics.add(verdict, self._clock.now_ns())
+                self.statistics.add(verdict, self._clock.now_ns(), self._after_ms)
                 if self._evidence is not None and isinstance(arrival, Frame):
                     self._evidence.offer(arrival.image, verdict)
                 on_verdict(verdict)
@@ -257,7 +258,6 @@ class Station:
             if verdict.outcome is Outcome.PASS and deadline.passed(self._clock.now_ns()):
                 verdict = self._replace(verdict, f"{self._missed()}: the journal held the verdict up", deadline)
         kept_ns = self._clock.now_ns()
-        self.statistics.add_stage("journal", (kept_ns - decided_ns) / 1e6)
         try:
             self._rejector.apply(verdict)
         except Exception as error:  # whatever a line raises, nobody knows what it did
@@ -265,7 +265,7 @@ class Station:
             raise StationError(
                 f"part {verdict.part}: the reject line cannot be driven ({error}); stop the conveyor and mend the line"
             ) from error
-        self.statistics.add_stage("line", (self._clock.now_ns() - kept_ns) / 1e6)
+        self._after_ms = {"journal": (kept_ns - decided_ns) / 1e6, "line": (self._clock.now_ns() - kept_ns) / 1e6}
         return verdict
 
     def _decide(self, arrival: Arrival, deadline: Deadline) -> Verdict:

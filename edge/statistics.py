@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TypeVar
 
 import numpy as np
@@ -37,19 +39,15 @@ class Statistics:
     stages_ms: dict[str, list[float]] = field(default_factory=dict)
     decided_ns: list[int] = field(default_factory=list)
 
-    def add(self, verdict: Verdict, now_ns: int = 0) -> None:
-        """Count one verdict, given at `now_ns`."""
+    def add(self, verdict: Verdict, now_ns: int = 0, after_ms: Mapping[str, float] = MappingProxyType({})) -> None:
+        """Count one verdict, given at `now_ns`, and the stages that came after it."""
         self.outcomes[verdict.outcome] += 1
         folder = verdict.source.rpartition("/")[0] if "/" in verdict.source else "."
         self.by_folder[folder, verdict.outcome] += 1
         _keep(self.latencies_ms, verdict.latency_ms)
         _keep(self.decided_ns, now_ns)
-        for stage, took_ms in verdict.stages_ms.items():
-            self.add_stage(stage, took_ms)
-
-    def add_stage(self, stage: str, took_ms: float) -> None:
-        """Count what one stage of a part took."""
-        _keep(self.stages_ms.setdefault(stage, []), took_ms)
+        for stage, took_ms in (*verdict.stages_ms.items(), *after_ms.items()):
+            _keep(self.stages_ms.setdefault(stage, []), took_ms)
 
     @property
     def parts(self) -> int:

@@ -309,7 +309,7 @@ def test_the_status_is_plain_json_by_hand() -> None:
     assert status["rate_per_minute"] == 120.0  # two in one second
     assert status["deadline_ms"] == DEADLINE_MS
     assert (status["state"], status["reason"]) == ("halted", "end of the source")
-    assert list(status["stages_ms"]) == ["journal", "line", "capture", "wait"]  # type: ignore[call-overload]
+    assert list(status["stages_ms"]) == ["capture", "wait", "journal", "line"]  # type: ignore[call-overload]
 
 
 def test_stages_are_those_of_the_part_and_in_its_row() -> None:
