@@ -91,7 +91,7 @@ class Service:
         self._over()
 
     def _over(self) -> None:
-        self._notifier.ready()
+        self._notifier.reloaded()
         self._reading = None
         if self._again:
             self._again = False

@@ -34,14 +34,22 @@ class Notifier:
         self._period_ns = int(usec) * 1000 // 4 if mine and usec.isdecimal() else None  # four chances to be heard in time
         self._ping_ns = 0
         self._status = ""
+        self._started = False
 
     def ready(self) -> None:
-        """The start, or a reload, is over."""
+        """The start is over."""
+        self._started = True
         self._send("READY=1")
 
     def reloading(self) -> None:
-        """The configuration is being read again; `ready` ends that."""
-        self._send("RELOADING=1", f"MONOTONIC_USEC={self._now_ns() // 1000}")
+        """The configuration is being read again."""
+        if self._started:
+            self._send("RELOADING=1", f"MONOTONIC_USEC={self._now_ns() // 1000}")
+
+    def reloaded(self) -> None:
+        """That is over. To a manager this is `READY=1` again, which nothing may say before the start is over."""
+        if self._started:
+            self._send("READY=1")
 
     def stopping(self) -> None:
         """The end has begun."""

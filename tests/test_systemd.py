@@ -49,13 +49,17 @@ def test_what_is_said_word_for_word(tmp_path: Path, listen: Callable[[str], Mana
     manager = listen(path)
     notifier = Notifier({"NOTIFY_SOCKET": path}, now_ns=lambda: 12_345_678_900)
     notifier.status("initialized: everything\nis there")
+    notifier.reloading()
+    notifier.reloaded()
     notifier.ready()
     notifier.reloading()
+    notifier.reloaded()
     notifier.stopping()
     assert manager.heard() == [
         "STATUS=initialized: everything is there",  # a second line would be another variable
-        "READY=1",
+        "READY=1",  # what is read again before that is no reload to systemd
         "RELOADING=1\nMONOTONIC_USEC=12345678",
+        "READY=1",
         "STOPPING=1",
     ]
     notifier.close()
