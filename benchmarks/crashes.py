@@ -29,6 +29,7 @@ from edge.audit import audit
 from edge.chain import PART, open_for_reading, walk
 from edge.clock import SystemClock
 from edge.journal import SqliteJournal
+from edge.judge import row_fields
 from edge.verdict import Outcome
 from engines import console
 from engines.atomic import write_file
@@ -38,18 +39,18 @@ _LONGEST_S = 0.15
 _WRITER = """
 import os, sys
 from pathlib import Path
-from benchmarks.crashes import CALIBRATION
+from benchmarks.crashes import JUDGED_WITH
 from edge.clock import SystemClock
 from edge.journal import SqliteJournal
 from edge.verdict import Missing, Outcome, Verdict
 clock, part = SystemClock(), 0
 os.write(1, b".")
-journal = SqliteJournal(Path(sys.argv[1]), sys.argv[2], CALIBRATION, clock)
+journal = SqliteJournal(Path(sys.argv[1]), sys.argv[2], clock)
 journal.event("started", {})
 while True:
     part += 1
     os.write(1, b"+")
-    journal.announce(Missing(part, clock.now_ns(), "part.png", "no picture"))
+    journal.announce(Missing(part, clock.now_ns(), "part.png", "no picture"), JUDGED_WITH)
     journal.verdict(Verdict(part, Outcome.PASS, 0.5, 1.0, 1.0, "r" * (part % 50), "part.png"))
     os.write(1, b"-")
 """
@@ -69,6 +70,7 @@ CALIBRATION = Calibration(
     when="2024-01-01T00:00:00+00:00",
     who="benchmark",
 )
+JUDGED_WITH = row_fields("none", CALIBRATION)
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def crash(path: Path, run: str, delay_s: float) -> Crash:
     if ready != b"." or process.returncode != -9:
         return Crash(0, 0, 0, 0, f"the writer ended by itself, with {process.returncode}")
     begun, acted = trace.count("+"), trace.count("-")
-    SqliteJournal(path, f"{run}-restart", CALIBRATION, SystemClock()).close()
+    SqliteJournal(path, f"{run}-restart", SystemClock()).close()
     broken = audit(path).broken
     outcomes: Counter[str] = Counter()
     parts = []

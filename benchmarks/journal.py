@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.crashes import CALIBRATION
+from benchmarks.crashes import JUDGED_WITH
 from edge.audit import audit
 from edge.clock import SystemClock
 from edge.evidence import Choice, EvidenceFolder
@@ -73,7 +73,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _time_rows_with_evidence(folder: Path, rows: int) -> tuple[list[float], int]:
     """Milliseconds of each verdict while pictures of 0.8 MB wait to be written all the time, and how many were written."""
     picture = np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8)
-    journal = SqliteJournal(folder / "busy.db", _RUN, CALIBRATION, SystemClock())
+    journal = SqliteJournal(folder / "busy.db", _RUN, SystemClock())
     evidence = EvidenceFolder(
         folder / "evidence", _RUN, journal, Choice(every=1, near=0), quota_bytes=10**9, waiting=2, complain=console.warn
     )
@@ -85,7 +85,7 @@ def _time_rows_with_evidence(folder: Path, rows: int) -> tuple[list[float], int]
 
 def _time_rows(path: Path, rows: int) -> tuple[list[float], list[float]]:
     """Milliseconds of each announcement and of each verdict."""
-    journal = SqliteJournal(path, _RUN, CALIBRATION, SystemClock())
+    journal = SqliteJournal(path, _RUN, SystemClock())
     times_ms = _time_parts(journal, rows, lambda verdict: None)
     journal.close()
     return times_ms
@@ -98,7 +98,7 @@ def _time_parts(journal: SqliteJournal, rows: int, after: Callable[[Verdict], No
         arrival = Missing(part, clock.now_ns(), f"line-1/parts/{part}.png", "")
         reason = "score 0.512345 is at or below the threshold 1.23457"
         verdict = Verdict(part, Outcome.PASS, 0.512345, 1.234567, 12.3, reason, arrival.source)
-        announce_ms.append(_time_ms(lambda arrival=arrival: journal.announce(arrival)))  # type: ignore[misc]
+        announce_ms.append(_time_ms(lambda arrival=arrival: journal.announce(arrival, JUDGED_WITH)))  # type: ignore[misc]
         verdict_ms.append(_time_ms(lambda verdict=verdict: journal.verdict(verdict)))  # type: ignore[misc]
         after(verdict)
     return announce_ms, verdict_ms

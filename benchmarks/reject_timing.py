@@ -81,6 +81,8 @@ def _process(parts: int, realtime: bool) -> tuple[list[float], int]:
             Setup("dry-run", (LineSpec("reject", True, "dry-run", "reject"),), settings, realtime=realtime, log=str(log))
         )
         try:
+            rejector.set_ready(True)
+            time.sleep(2 * (_TRAVEL_NS + _PULSE_NS) / 1e9)  # until then all is rejected, for something may be under way
             due = _trigger(parts, rejector.announce, rejector.beat)
             rejector.drain()
         finally:

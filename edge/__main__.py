@@ -112,7 +112,11 @@ def _replay(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config)
-    return run_station(config, load_calibration(config.calibration), lambda: ProcessRejector(rejector_setup(config)))
+    return run_station(config, load_calibration(config.calibration), lambda: _take_lines(config), service=arguments.config)
+
+
+def _take_lines(config: StationConfig) -> ProcessRejector:
+    return ProcessRejector(rejector_setup(config))
 
 
 def _check(arguments: argparse.Namespace) -> int:

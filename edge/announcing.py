@@ -34,6 +34,10 @@ class AnnouncingRejector:
         for trigger in self._source.pending():
             self.announce(trigger.part, trigger.at_ns)
 
+    def set_ready(self, ready: bool) -> None:
+        """Tell whether the station is ready. Raises StationError."""
+        self._rejector.set_ready(ready)
+
     def announce(self, part: int, trigger_ns: int) -> None:
         """Tell of a part, once. Raises StationError when the line cannot be driven."""
         if part > self._announced:

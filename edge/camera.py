@@ -24,7 +24,18 @@ _LOST_AFTER = 5  # waits in a row without a frame before a live camera counts as
 
 
 class Camera(Protocol):
-    """Gives one arrival for each part, numbered from 1."""
+    """Gives one arrival for each part, numbered from 1.
+
+    Attributes:
+        healthy: it gives pictures; while it does not, the station is not ready. Read by the deciding loop, and so at once.
+        status: why it is not healthy, in words; "" where it is.
+    """
+
+    @property
+    def healthy(self) -> bool: ...
+
+    @property
+    def status(self) -> str: ...
 
     def frames(self) -> Iterator[Arrival]:
         """Arrivals in order. Raises StationError when the source is lost for good."""
@@ -35,6 +46,9 @@ class Camera(Protocol):
 
 class FolderCamera:
     """Replays the images below a folder, each one a part. A file that cannot be read is a part without a picture."""
+
+    healthy = True
+    status = ""
 
     def __init__(self, folder: Path, clock: Clock, period_ns: int = 0) -> None:
         """Find the files.
@@ -75,6 +89,9 @@ class FolderCamera:
 
 class VideoCamera:
     """Replays a video file, each frame a part."""
+
+    healthy = True
+    status = ""
 
     def __init__(self, path: Path, clock: Clock, period_ns: int = 0) -> None:
         """Open the file; `period_ns` as for a folder. Raises StationError when it cannot be opened or decoded."""
@@ -117,6 +134,9 @@ class OpenCVCamera:
     Each frame that the station takes is a part; frames that come while it is busy are let go. A frame that equals the one
     before bit for bit comes from a frozen camera, since no sensor is without noise: that part is missing.
     """
+
+    healthy = True
+    status = ""
 
     def __init__(
         self,

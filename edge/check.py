@@ -18,6 +18,7 @@ from edge.chain import last_head, open_for_reading
 from edge.commands import Handlers
 from edge.config import rejector_setup
 from edge.control import ControlServer, read_token
+from edge.disk import MIN_FREE_BYTES
 from edge.evidence import stored
 from edge.intake import load_scene
 from edge.lines import describe_line, open_lines
@@ -36,7 +37,6 @@ from engines.bundle import load_bundle
 from engines.inspector import Inspector
 from engines.verify import allowed_difference, verify_golden
 
-MIN_FREE_BYTES = 100 * 2**20
 _TIMED = 3
 
 
@@ -87,7 +87,7 @@ def check_station(config: StationConfig, open_camera: Callable[[], Camera]) -> l
     checks += [_check_lines(config), _check_trigger(config), *_check_part_ref(config), *_check_control(config)]
     checks.append(_check_journal(config.journal))
     if config.evidence is not None:
-        checks.append(_check_evidence(config.evidence))
+        checks.append(check_evidence(config.evidence))
     return checks
 
 
@@ -200,7 +200,7 @@ def _check_control(config: StationConfig) -> list[Check]:
 
 
 def _check_journal(path: Path) -> Check:
-    check = _check_file("journal", path, MIN_FREE_BYTES)
+    check = check_file("journal", path, MIN_FREE_BYTES)
     if check.faults or not os.path.exists(path) or os.path.getsize(path) == 0:
         return check
     try:
@@ -211,14 +211,15 @@ def _check_journal(path: Path) -> Check:
     return Check("journal", f"{check.found}, {head.row} rows")
 
 
-def _check_evidence(config: EvidenceConfig) -> Check:
+def check_evidence(config: EvidenceConfig) -> Check:
+    """Can pictures be written, and is there room for the quota?"""
     held = sum(size for _, size in stored(config.folder))
     room = MIN_FREE_BYTES + round(config.quota_mb * 1e6) - held
     found = f"{config.folder}, {held / 1e6:.0f} of {config.quota_mb:g} MB"
-    return Check("evidence", found, _check_file("evidence", config.folder / "run" / "picture", room).faults)
+    return Check("evidence", found, check_file("evidence", config.folder / "run" / "picture", room).faults)
 
 
-def _check_file(name: str, path: Path, free_bytes: int) -> Check:
+def check_file(name: str, path: Path, free_bytes: int) -> Check:
     """Can a file be written at `path`, and is there room for so many bytes?"""
     folder = path.parent
     while not os.path.exists(folder) and folder != folder.parent:  # pathlib's raises where a parent is closed to us

@@ -88,7 +88,8 @@ def rejector_setup(config: StationConfig) -> Setup:
             heartbeat_ns=heartbeat_ns,
         )
         outputs = tuple(LineSpec(name, True, "dry-run", name) for name in OUTPUTS)
-        return Setup("dry-run", outputs, settings, log=None if rejector.log is None else str(rejector.log))
+        log = None if rejector.log is None else str(rejector.log)
+        return Setup("dry-run", outputs, settings, log=log, claim=_claim(config))
     _agree(rejector)
     encoder = rejector.lines.encoder is not None
     settings = Settings(
@@ -103,7 +104,12 @@ def rejector_setup(config: StationConfig) -> Setup:
         exit=None if rejector.lines.exit is None else _distance(rejector.exit_ms, rejector.exit_pulses),
         tolerance=rejector.exit_tolerance_pulses if encoder else _ns(rejector.exit_tolerance_ms),
     )
-    return Setup(rejector.driver, line_specs(rejector), settings, realtime=rejector.realtime)
+    return Setup(rejector.driver, line_specs(rejector), settings, realtime=rejector.realtime, claim=_claim(config))
+
+
+def _claim(config: StationConfig) -> str:
+    """A file beside the journal, since only a station that has that one may take another's lines."""
+    return f"{config.journal}-rejector"
 
 
 def line_specs(rejector: Gpio) -> tuple[LineSpec, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from edge import StationError
 from edge.agreement import parse_address
@@ -41,7 +41,7 @@ from edge.sections import (
 )
 from edge.text_lines import LineReader
 from edge.trigger import LineTriggers, SoftwareTriggers, TimerTriggers, TriggeredCamera, Triggers
-from edge.verdict import Verdict
+from edge.verdict import Arrival, Verdict
 
 
 def waits_for_station(config: StationConfig) -> bool:
@@ -94,6 +94,9 @@ class Intake:
         self._verdicts = Verdicts()
         self._control = config.control
         self._counters: list[Counter[str]] = []
+        self._triggered: TriggeredCamera | None = None
+        self._ahead: AheadCamera | None = None
+        self._reads: SoftwareTriggers | None = None
         self.camera = camera
         self.rejector = rejector
         self.trigger: Callable[[str | None], int] | None = None
@@ -105,7 +108,7 @@ class Intake:
             if triggers is not None:
                 self._counters.append(triggers.counts)
                 self._closing.callback(triggers.close)
-                self.camera = TriggeredCamera(self.camera, triggers, replayed=waits_for_station(config))
+                self.camera = self._triggered = TriggeredCamera(self.camera, triggers, replayed=waits_for_station(config))
                 if not isinstance(triggers, LineTriggers):
                     self.rejector = AnnouncingRejector(rejector, triggers)
             references = self._references(config, clock)
@@ -116,7 +119,25 @@ class Intake:
             if isinstance(triggers, SoftwareTriggers):
                 self._listen(config, triggers)
             undo.pop_all()
-        self._triggers_left = triggers
+
+    def begin(self) -> None:
+        """The station is ready: what waits on standard input are parts from now on. May be called again."""
+        triggers, self._reads = self._reads, None
+        if triggers is None:
+            return
+        reader = read_triggers(sys.stdin.fileno(), triggers, self._refusals, ends=self.trigger is None)
+        self._closing.callback(reader.close)
+        self._closing.callback(triggers.close)  # first, so that no line waits for room
+
+    def waiting(self) -> int:
+        """Parts that triggered and have no arrival yet. Raises StationError: the rejector is lost."""
+        if self._triggered is not None:
+            return self._triggered.waiting
+        return 0 if self._ahead is None else len(self._ahead.pending())
+
+    def rest(self, reason: str) -> Iterator[Arrival]:
+        """What is left of the parts that triggered, without pictures, where the station ends before their turn."""
+        return iter(()) if self._triggered is None else self._triggered.rest(reason)
 
     def serve(
         self,
@@ -152,14 +173,12 @@ class Intake:
         self._verdicts.tell(verdict)
 
     def counts(self) -> dict[str, int]:
-        """What became of triggers and references, by name; `unjudged` are parts that triggered and wait."""
+        """What became of triggers and references, by name."""
         counts: Counter[str] = Counter()
         for counter in self._counters:
             counts.update(dict(counter))
         if self._refusals.count > 0:
             counts["references refused"] = self._refusals.count
-        if isinstance(self._triggers_left, (SoftwareTriggers, TimerTriggers)):
-            counts["unjudged"] = len(self._triggers_left.pending())
         return {name: count for name, count in sorted(counts.items()) if count > 0}
 
     def close(self) -> None:
@@ -176,7 +195,7 @@ class Intake:
         if not looks_aside(config):
             self.camera = PresenceCamera(camera, presence, SystemClock(), beat)
             return
-        ahead = AheadCamera(lambda go: PresenceCamera(camera, presence, SystemClock(), go), beat, wanted.waiting)
+        ahead = self._ahead = AheadCamera(lambda go: PresenceCamera(camera, presence, SystemClock(), go), beat, wanted.waiting)
         self._closing.callback(ahead.close)
         self._counters.append(ahead.counts)
         self.camera = ahead
@@ -187,7 +206,7 @@ class Intake:
         if isinstance(wanted, LineTrigger):
             if not isinstance(self.rejector, ProcessRejector):
                 raise StationError("a trigger line needs the rejector's process, which owns it")
-            return LineTriggers(self.rejector, wanted.waiting)
+            return LineTriggers(self.rejector, beat, wanted.waiting)
         if isinstance(wanted, TimerTrigger):
             return TimerTriggers(SystemClock(beat), round(wanted.period_ms * 1e6))
         if isinstance(wanted, SoftwareTrigger):
@@ -212,10 +231,7 @@ class Intake:
         by = wanted.by if isinstance(wanted, SoftwareTrigger) and wanted.by is not None else ()
         if "http" in by:
             self.trigger = triggers.trigger
-        if "stdin" in by:
-            reader = read_triggers(sys.stdin.fileno(), triggers, self._refusals, ends="http" not in by)
-            self._closing.callback(reader.close)
-            self._closing.callback(triggers.close)  # first, so that no line waits for room
+        self._reads = triggers if "stdin" in by else None
 
 
 def read_triggers(descriptor: int, triggers: SoftwareTriggers, refusals: Refusals, *, ends: bool = True) -> LineReader:

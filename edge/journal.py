@@ -17,27 +17,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from calibration.record import Calibration
 from edge import StationError
 from edge.chain import EVENT, EVIDENCE, PART, Head, canonical, create, follow, is_new, last_head, refuse_other_files
 from edge.clock import Clock
 from edge.verdict import Arrival, Frame, Outcome, Verdict
 
 _CHECKPOINT_ROWS = 500
+_RETRY_NS = 2_000_000  # while another program holds the write lock
 _BACKSTOP_PAGES = 10_000  # 40 MB of write-ahead log, should checkpoints from aside not keep up
 
 
 class Journal(Protocol):
     """Where verdicts are kept."""
 
-    def announce(self, arrival: Arrival) -> None:
-        """Note a part before it is judged. Raises StationError when it cannot be noted."""
+    def announce(self, arrival: Arrival, judged_with: Mapping[str, str]) -> None:
+        """Note a part before it is judged, with the row fields of its judge. Raises StationError when it cannot be noted."""
 
     def verdict(self, verdict: Verdict) -> None:
         """Keep one verdict. Raises StationError when it cannot be kept."""
 
     def event(self, name: str, details: Mapping[str, object]) -> None:
         """Keep one event. Raises StationError when it cannot be kept."""
+
+    def later(self, name: str, details: Mapping[str, object]) -> None:
+        """Keep one event together with the next row, from any thread; returns at once and raises nothing."""
 
     def close(self) -> None:
         """Bring everything to the disk; may be called twice."""
@@ -69,30 +72,21 @@ class SqliteJournal:
     first row that can be written again follows an event `gap` with their numbers.
     """
 
-    def __init__(self, path: Path, run: str, calibration: Calibration, clock: Clock, *, timeout_ms: float = 200) -> None:
+    def __init__(self, path: Path, run: str, clock: Clock, *, timeout_ms: float = 200) -> None:
         """Open or make the file, and record what an interrupted run left undecided.
 
         Args:
             path: the file; beside it SQLite keeps its log while the station runs, and the station a lock.
             run: identifies this start of the station; parts are numbered within it.
-            calibration: what all parts of the run are judged by; its digests go into every row.
-            clock: the one that triggers were taken with.
-            timeout_ms: a write that another program's lock holds up for longer fails.
+            clock: the one that triggers were taken with. It sleeps while another program's lock holds a write up, so that a
+                station whose clock beats goes on showing that it turns.
+            timeout_ms: a write that is held up for longer fails.
 
         Raises:
             StationError: not a journal, a newer one, one of JSON lines, in use by another station, or not writable.
         """
         self._path = path
         self._clock = clock
-        self._common: dict[str, object] = {
-            "run": run,
-            "recipe": calibration.recipe,
-            "bundle": calibration.bundle_digest,
-            "backend": calibration.backend,
-            "precision": calibration.precision,
-            "engine": calibration.engine_digest,
-            "calibration": calibration.digest,
-        }
         self._run = run
         self._timeout_ms = timeout_ms
         self._head: Head | None = None
@@ -123,11 +117,12 @@ class SqliteJournal:
                 raise self._refused(error) from None
         return self._head
 
-    def announce(self, arrival: Arrival) -> None:
-        """Note a part before it is judged. Raises StationError when it cannot be noted."""
+    def announce(self, arrival: Arrival, judged_with: Mapping[str, str]) -> None:
+        """Note a part before it is judged, with the row fields of its judge. Raises StationError when it cannot be noted."""
         age_ns = self._clock.now_ns() - arrival.trigger_ns
         self._announced = {
-            **self._common,
+            "run": self._run,
+            **judged_with,
             "part": arrival.part,
             "triggered": _wall(age_ns),
             "trigger_ns": arrival.trigger_ns,
@@ -199,6 +194,7 @@ class SqliteJournal:
                 connection.execute("BEGIN IMMEDIATE")
                 create(connection)
                 connection.execute("COMMIT")
+            connection.execute("PRAGMA busy_timeout = 0")  # from here on `_begin` waits, awake
             undo.pop_all()
         return connection
 
@@ -289,7 +285,7 @@ class SqliteJournal:
             if self._connection.in_transaction:  # an interrupt left it open
                 self._connection.execute("ROLLBACK")
             self._connection.execute(f"PRAGMA synchronous = {synchronous}")
-            self._connection.execute("BEGIN IMMEDIATE")
+            self._begin()
             try:
                 yield
                 self._connection.execute("COMMIT")
@@ -299,6 +295,18 @@ class SqliteJournal:
                 raise
         except (sqlite3.Error, OSError) as error:
             raise self._refused(error) from None
+
+    def _begin(self) -> None:
+        """Take the write lock. SQLite's own wait would stop the caller; the clock's sleep shows that the station turns."""
+        end_ns = self._clock.now_ns() + round(self._timeout_ms * 1e6)
+        while True:
+            try:
+                self._connection.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or self._clock.now_ns() >= end_ns:
+                    raise
+            self._clock.sleep_until_ns(min(end_ns, self._clock.now_ns() + _RETRY_NS))
 
     def _checkpoint(self) -> None:
         """Move the write-ahead log into the file from aside, so that no verdict waits for the several fsyncs of that."""
@@ -325,6 +333,7 @@ def _part(begun: Mapping[str, object], verdict: Verdict) -> str:
         "threshold": verdict.threshold,
         "reason": verdict.reason,
         "latency_ms": round(verdict.latency_ms, 3),
+        "stages_ms": {stage: round(took_ms, 3) for stage, took_ms in verdict.stages_ms.items()},
     }
     return canonical({**begun, **decided})
 

@@ -213,6 +213,16 @@ class ReferencedCamera:
         self._camera = camera
         self._references = references
 
+    @property
+    def healthy(self) -> bool:
+        """Of the camera."""
+        return self._camera.healthy
+
+    @property
+    def status(self) -> str:
+        """Of the camera."""
+        return self._camera.status
+
     def frames(self) -> Iterator[Arrival]:
         """The camera's arrivals. Raises StationError when it is lost."""
         for arrival in self._camera.frames():

@@ -24,6 +24,16 @@ class PresenceCamera:
         self._clock = clock
         self._beat = beat
 
+    @property
+    def healthy(self) -> bool:
+        """Of the camera."""
+        return self._camera.healthy
+
+    @property
+    def status(self) -> str:
+        """Of the camera."""
+        return self._camera.status
+
     def frames(self) -> Iterator[Arrival]:
         """One arrival for each part. Raises StationError: the camera is lost, or parts cannot be told apart any more."""
         try:
@@ -75,6 +85,16 @@ class AheadCamera:
         self._failure: StationError | None = None
         self._thread = threading.Thread(target=self._work, name="presence", daemon=True)
         self._thread.start()
+
+    @property
+    def healthy(self) -> bool:
+        """Of the camera."""
+        return self._camera.healthy
+
+    @property
+    def status(self) -> str:
+        """Of the camera."""
+        return self._camera.status
 
     def frames(self) -> Iterator[Arrival]:
         """The parts, in order. Raises StationError: the camera is lost; all parts before that had their arrival."""

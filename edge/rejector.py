@@ -30,6 +30,9 @@ class Rejector(Protocol):
     def beat(self) -> None:
         """Called by the deciding loop, also while it waits: without this every part is rejected. Raises StationError."""
 
+    def set_ready(self, ready: bool) -> None:
+        """From now on the station is ready, or nothing may pass; it is not, until this is called. Raises StationError."""
+
     def announce(self, part: int, trigger_ns: int) -> None:
         """A part triggered, monotonic ns. Raises StationError when the line cannot be driven."""
 
@@ -55,6 +58,10 @@ class DryRunRejector:
 
     def beat(self) -> None:
         """Nothing watches."""
+
+    def set_ready(self, ready: bool) -> None:
+        """Reject from here on where the station is not ready."""
+        self.rejecting = self.rejecting or not ready
 
     def announce(self, part: int, trigger_ns: int) -> None:
         """Nothing travels."""
@@ -85,7 +92,7 @@ class ProcessRejector:
     """
 
     def __init__(self, setup: Setup) -> None:
-        """Start the process and wait until it drives its lines. Raises StationError when it cannot."""
+        """Start the process and wait until it drives its lines. Raises StationError: it does not start."""
         self._settings = setup.settings
         self._heartbeat_ns = setup.settings.heartbeat_ns
         self.announced = setup.settings.announced
@@ -94,6 +101,7 @@ class ProcessRejector:
         self.ready = False
         self.counts: Counter[Count] = Counter()
         self.triggers: deque[tuple[int, int]] = deque()
+        self._station_ready = False
         self._failure = ""
         self._said_bye = self._closed = False
         self._beat_ns = self._heard_ns = self._looked_ns = 0
@@ -135,8 +143,15 @@ class ProcessRejector:
             self._failure = f"it has been silent for {(now_ns - self._heard_ns) / 1e6:.0f} ms"
         if now_ns >= self._beat_ns:
             self._beat_ns = now_ns + self._heartbeat_ns // 4
-            self._tell(Message(Kind.BEAT))
+            self._tell(Message(Kind.BEAT, int(self._station_ready)))
         self._refuse()
+
+    def set_ready(self, ready: bool) -> None:
+        """Tell at once, and with each beat from now on, whether the station is ready."""
+        if ready != self._station_ready:
+            self._station_ready = ready
+            self._beat_ns = 0
+            self.beat()
 
     def announce(self, part: int, trigger_ns: int) -> None:
         """Tell of a part, unless a trigger line tells the process itself."""

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import ctypes
 import dataclasses
+import fcntl
 import gc
 import json
 import os
@@ -28,6 +29,7 @@ from edge.wire import Flag, Kind, Message, receive, send
 _PRIORITY = 49  # below the kernel's interrupt threads, which have 50 and stamp the edges
 _MCL_CURRENT_AND_FUTURE = 3
 _PR_SET_TIMERSLACK = 29
+_LEAVE_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Setup:
         settings: of the schedule.
         realtime: ask for real-time priority.
         log, inputs: of a dry run, as in `edge.lines.open_lines`.
+        claim: file that the process holds while it has the lines, with its number in it; None takes no turns.
     """
 
     driver: Driver
@@ -48,6 +51,7 @@ class Setup:
     realtime: bool = True
     log: str | None = None
     inputs: int | None = None
+    claim: str | None = None
 
     def to_json(self) -> str:
         """As text for a command line."""
@@ -73,6 +77,7 @@ class Loop:
         self._vision: socket.socket | None = vision
         self._now_ns = now_ns
         self._schedule = Schedule(setup.settings)
+        self._schedule.begin(now_ns())
         self._outputs = {spec.name for spec in setup.lines if spec.output}
         self._levels = dict.fromkeys(self._outputs, False)
         self._beat_ns = 0  # when to send the next
@@ -121,7 +126,7 @@ class Loop:
         messages, gone = receive(self._vision)
         for message in messages:
             if message.kind is Kind.BEAT:
-                self._schedule.heartbeat(now_ns)
+                self._schedule.heartbeat(now_ns, message.number == 1)
             elif message.kind is Kind.ANNOUNCE:
                 self._schedule.announce(now_ns, message.number, message.value)
             elif message.kind is Kind.VERDICT:
@@ -137,7 +142,8 @@ class Loop:
         return True
 
     def _still_needed(self) -> bool:
-        """A dry run ends when nothing can come any more; real lines are held, rejecting, until somebody ends the process."""
+        """A dry run ends when nothing can come any more; real lines are held, rejecting, until the next station's process
+        takes them, or somebody ends this one."""
         return self._setup.driver != "dry-run" or self._schedule.in_flight > 0 or bool(self._lines.filenos())
 
     def _drive(self, now_ns: int) -> None:
@@ -190,6 +196,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     vision = socket.socket(fileno=arguments.socket)
     vision.setblocking(False)
     try:
+        if setup.claim is not None:
+            take_over(setup.claim)
         lines = open_lines(setup.driver, setup.lines, log=setup.log, inputs=setup.inputs)
         try:
             priority, locked = raise_priority() if setup.realtime else (0, False)
@@ -205,6 +213,44 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr, flush=True)  # noqa: T201
         return 2
     return 0
+
+
+def take_over(claim: str) -> int:
+    """Hold a file for as long as this process lives, and end the process that holds it, which its station left behind.
+
+    That one rejects until then, and leaves its outputs inactive, which rejects. Only a station that holds its journal's lock
+    gets here, so no station lives that would still need it. Returns the file's descriptor. Raises StationError when the file
+    cannot be had.
+    """
+    try:
+        held = os.open(claim, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise StationError(f"{claim}: cannot be opened ({error.strerror}); check the folder and permissions") from None
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        _ask_to_leave(held, number)
+        end = time.monotonic() + _LEAVE_S
+        while time.monotonic() < end:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.ftruncate(held, 0)
+                os.pwrite(held, f"{os.getpid()}\n".encode(), 0)
+                return held
+            time.sleep(0.002)
+    raise StationError(
+        f"{claim}: the rejector of an earlier station holds the lines and does not end; end it, then start again"
+    )
+
+
+def _ask_to_leave(held: int, number: signal.Signals) -> None:
+    """Signal whoever holds the file, by a handle, so that a number that was given anew in the meantime is left alone."""
+    with contextlib.suppress(ValueError, OSError):
+        handle = os.pidfd_open(int(os.pread(held, 32, 0)))
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            signal.pidfd_send_signal(handle, number)
+        finally:
+            os.close(handle)
 
 
 def raise_priority() -> tuple[int, bool]:

@@ -8,20 +8,29 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from calibration.record import Calibration
 from edge import StationError
 from edge.camera import Camera, FolderCamera, OpenCVCamera, VideoCamera
 from edge.check import binding_faults, self_test
 from edge.clock import SystemClock
-from edge.evidence import Choice, EvidenceFolder
-from edge.heads import HeadKeeper
+from edge.disk import DiskSpace
+from edge.hold import Hold
 from edge.intake import Intake, looks_aside
 from edge.journal import SqliteJournal
+from edge.judge import Judge
+from edge.kept import Kept
 from edge.rejector import ProcessRejector, Rejector
+from edge.reload import Reload, read_reload
 from edge.schedule import Count
+from edge.screen import Screen
 from edge.sections import DryRun, FolderSource, StationConfig
-from edge.station import Station, Statistics
+from edge.service import Service
+from edge.states import State, Transition
+from edge.station import Condition, Station
+from edge.statistics import PERCENTS, Statistics
+from edge.systemd import Notifier
 from edge.verdict import Outcome, Verdict
 from edge.worker import InspectorThread
 from engines import __version__, console
@@ -29,98 +38,159 @@ from engines.bundle import Bundle, load_bundle
 from engines.inspector import Inspector
 
 
-def run_station(config: StationConfig, calibration: Calibration, open_rejector: Callable[[], Rejector]) -> int:
-    """Refuse or run: nothing is judged before the bundle, the calibration and the self-test are in order."""
+def run_station(
+    config: StationConfig, calibration: Calibration, open_rejector: Callable[[], Rejector], service: Path | None = None
+) -> int:
+    """Refuse or run: nothing is judged before the bundle, the calibration and the self-test are in order.
+
+    Args:
+        config: of the station.
+        calibration: that it names.
+        open_rejector: takes the lines.
+        service: the configuration's file where SIGTERM ends the station in order and SIGHUP has the file read again.
+    """
     bundle = load_bundle(config.bundle)
+    notifier, hold = Notifier(), Hold()
+    rejector: Rejector | None = None
 
-    def beat() -> None:  # while the station waits for a score or a frame, which it does once the rejector is there
-        intake.rejector.beat()
+    def beat() -> None:  # while the journal waits
+        if rejector is not None:
+            rejector.beat()
+        notifier.turn()
 
-    with contextlib.ExitStack() as closing:  # from the last to the first, each even where another fails: the line first
-        scorer = InspectorThread(lambda: _open_trusted(bundle, config, calibration), beat)
+    def turn() -> None:  # while the station waits for a score or a part
+        station.turn()
+        notifier.turn()
+        screen.turn(time.monotonic_ns())
+
+    # from the last to the first, each even where another fails: the line first; signals are heeded until all is closed
+    with contextlib.ExitStack() as outer, contextlib.ExitStack() as closing:
+        outer.callback(notifier.close)
+        scorer = InspectorThread(lambda: _open_trusted(bundle, config, calibration), turn)
         closing.callback(scorer.close)
-        camera = open_camera(config) if looks_aside(config) else open_camera(config, beat)
+        camera = open_camera(config) if looks_aside(config) else open_camera(config, turn)
         closing.callback(camera.close)
-        heads = HeadKeeper(config.journal_heads, console.say, console.warn)
-        closing.callback(heads.close)
         run = f"{datetime.datetime.now(datetime.timezone.utc):%Y%m%dT%H%M%S.%fZ}-{os.getpid()}"
-        journal = SqliteJournal(config.journal, run, calibration, SystemClock(), timeout_ms=config.journal_timeout_ms)
-        closing.callback(lambda: _close_journal(journal, heads))
-        evidence = _open_evidence(config, run, journal, bundle)
-        if evidence is not None:
-            closing.callback(evidence.close)
+        clock = SystemClock(beat)
+        kept = Kept(config, run, bundle.manifest.golden.spread, console.say, console.warn)
+        closing.callback(kept.close_heads)
+        journal = SqliteJournal(config.journal, run, clock, timeout_ms=config.journal_timeout_ms)
+        closing.callback(lambda: _close_journal(journal, kept))
+        kept.open_evidence(journal)
+        closing.callback(kept.close_evidence)
         rejector = open_rejector()
         closing.callback(rejector.close)
-        intake = Intake(config, camera, rejector, beat, journal.later)
+        intake = Intake(config, camera, rejector, turn, journal.later)
         closing.callback(intake.close)
         journal.event("started", {"version": __version__, "station": config.station, "calibration": calibration.model_dump()})
-        heads.note(journal.head, due=True)
-        console.say(
-            f"{config.station} ready: threshold {calibration.threshold:.6g}, deadline {config.deadline_ms:g} ms,"
-            f" {_describe(config, rejector)}"
-        )
+        kept.heads.note(journal.head, due=True)
+        described = _describe(config, rejector)
         station = Station(
-            scorer=scorer,
-            threshold=calibration.threshold,
+            judge=Judge(calibration.recipe, scorer, calibration),
             rejector=intake.rejector,
             journal=journal,
-            clock=SystemClock(),
+            clock=clock,
             deadline_ms=config.deadline_ms,
-            evidence=evidence,
+            evidence=kept.evidence,
+            conditions=[Condition("disk", DiskSpace(config.journal.parent, clock).fault), Condition("hold", hold.fault)],
+            waiting=intake.waiting,
+            rest=intake.rest,
+            on_state=lambda transition: _tell_state(transition, notifier, station, intake, f"{config.station} ready", described),
         )
-        intake.serve(lambda: _status(config, calibration, station, intake))
+        screen = Screen(station.status, _print_verdict)
+        outer.callback(screen.close)
+        if service is not None:
+            heed = Service(station, notifier, *_reloading(service, config, station, kept, journal), console.say, console.warn)
+            outer.enter_context(heed.signals())
+        intake.serve(lambda: _status(config, station, intake), halt=hold.halt, resume=hold.resume)
 
         def tell(verdict: Verdict) -> None:
-            _print_verdict(verdict)
+            screen.verdict(verdict, time.monotonic_ns())
             intake.tell(verdict)
-            heads.note(journal.head)
+            kept.heads.note(journal.head)
+            notifier.turn()
 
-        begun = time.monotonic()
-        try:
-            station.run(intake.camera, tell)
-            if isinstance(rejector, ProcessRejector):
-                rejector.drain()
-            reason = "end of the source"
-        except BaseException as error:
-            reason = f"{type(error).__name__}: {error}".rstrip(": ")
-            raise
-        finally:
-            did = _end_process(rejector)
-            intake.close()
-            came = intake.counts()
-            journal.event("stopped", {"parts": station.statistics.parts, "reason": reason, "intake": came, **did})
-            _print_statistics(station.statistics, time.monotonic() - begun)
-            _print_counts({f"trigger by {config.triggered.kind}": came, **did})
-    if evidence is not None:
-        _print_evidence(evidence)
+        _run(station, intake, tell, rejector, journal, notifier, screen, config.triggered.kind)
+    kept.report()
     console.say(f"wrote {config.journal}")
-    return console.NO if station.statistics.outcomes[Outcome.FAULT] > 0 else console.DONE
+    return console.NO if station.statistics.outcomes[Outcome.FAULT] > 0 and not station.stopping else console.DONE
 
 
-def _status(config: StationConfig, calibration: Calibration, station: Station, intake: Intake) -> dict[str, object]:
-    outcomes = {outcome.value: station.statistics.outcomes[outcome] for outcome in Outcome}
-    parts = {"station": config.station, "recipe": calibration.recipe, "parts": sum(outcomes.values()), "outcomes": outcomes}
-    return {**parts, "trigger": config.triggered.kind, "intake": intake.counts()}
+def _status(config: StationConfig, station: Station, intake: Intake) -> dict[str, object]:
+    about: dict[str, object] = {"station": config.station, "trigger": config.triggered.kind, "intake": intake.counts()}
+    return {**about, **station.status()}
 
 
-def _close_journal(journal: SqliteJournal, heads: HeadKeeper) -> None:
+def _run(
+    station: Station,
+    intake: Intake,
+    tell: Callable[[Verdict], None],
+    rejector: Rejector,
+    journal: SqliteJournal,
+    notifier: Notifier,
+    screen: Screen,
+    trigger: str,
+) -> None:
+    """Run to the end, whichever that is; then end the rejector's process, and journal and say what was done."""
+    begun = time.monotonic()
+    try:
+        station.run(intake.camera, tell)
+        notifier.stopping()
+        # told to end where it announces the parts, it rejects at once what may come unseen
+        if isinstance(rejector, ProcessRejector) and not (rejector.announced and station.stopping):
+            rejector.drain()
+        reason = station.reason
+    except BaseException as error:
+        reason = f"{type(error).__name__}: {error}".rstrip(": ")
+        raise
+    finally:
+        did = _end_process(rejector)
+        intake.close()
+        came = intake.counts()
+        journal.event("stopped", {"parts": station.statistics.parts, "reason": reason, "intake": came, **did})
+        screen.close()
+        _print_statistics(station.statistics, time.monotonic() - begun)
+        _print_counts({f"trigger by {trigger}": came, **did})
+
+
+def _tell_state(
+    transition: Transition, notifier: Notifier, station: Station, intake: Intake, ready: str, described: str
+) -> None:
+    notifier.status(f"{transition.after.value}: {transition.reason}")
+    if transition.after is State.READY:
+        limits = f"threshold {station.judge_with.threshold:.6g}, deadline {station.deadline_ms:g} ms"
+        console.say(f"{ready}: {limits}, {described}")
+        notifier.ready()
+        intake.begin()
+    elif transition.after is State.INITIALIZED and transition.before.passes:
+        console.warn(f"not ready, every part is rejected: {transition.reason}")
+
+
+def _close_journal(journal: SqliteJournal, kept: Kept) -> None:
     journal.close()
-    heads.note(journal.head, due=True)
+    kept.heads.note(journal.head, due=True)
 
 
-def _open_evidence(config: StationConfig, run: str, journal: SqliteJournal, bundle: Bundle) -> EvidenceFolder | None:
-    wanted = config.evidence
-    if wanted is None:
-        return None
-    return EvidenceFolder(
-        wanted.folder,
-        run,
-        journal,
-        Choice(every=wanted.every, near=wanted.near_spreads * bundle.manifest.golden.spread),
-        quota_bytes=round(wanted.quota_mb * 1e6),
-        waiting=wanted.waiting,
-        complain=console.warn,
-    )
+def _reloading(
+    path: Path, started: StationConfig, station: Station, kept: Kept, journal: SqliteJournal
+) -> tuple[Callable[[], Reload], Callable[[Reload], None]]:
+    """What reads a configuration again, and what makes it the station's."""
+    running = [started]
+
+    def read() -> Reload:
+        return read_reload(path, started, running[0], station.judge_with.calibration)
+
+    def apply(fresh: Reload) -> None:
+        before = station.judge_with
+        if before.calibration.bundle_digest != fresh.calibration.bundle_digest:
+            raise StationError("the recipe was changed meanwhile; reload once more")
+        station.change(Judge(before.name, before.scorer, fresh.calibration))
+        station.set_deadline(fresh.config.deadline_ms)
+        kept.change(fresh.config, journal)
+        station.set_evidence(kept.evidence)
+        running[0] = fresh.config
+
+    return read, apply
 
 
 def _open_trusted(bundle: Bundle, config: StationConfig, calibration: Calibration) -> Inspector:
@@ -165,12 +235,6 @@ def _print_counts(counts: Mapping[str, Mapping[str, int]]) -> None:
             console.say(f"{of}: " + ", ".join(f"{name} {count}" for name, count in by_name.items()))
 
 
-def _print_evidence(evidence: EvidenceFolder) -> None:
-    counts = evidence.counts
-    lost = f"{counts.dropped} dropped, {counts.no_room} without room, {counts.failed} failed, {counts.deleted} deleted"
-    console.say(f"wrote {counts.written} pictures to {evidence.folder}; {lost}")
-
-
 def _print_verdict(verdict: Verdict) -> None:
     score = "-" if verdict.score is None or not math.isfinite(verdict.score) else f"{verdict.score:.6g}"
     line = f"part {verdict.part:5d}  {verdict.outcome.value:6}  {score:>9}  {verdict.latency_ms:7.1f} ms  {verdict.source}"
@@ -184,5 +248,10 @@ def _print_statistics(statistics: Statistics, seconds: float) -> None:
     if len(rows) > 1:
         rows.append(("all", *(statistics.outcomes[outcome] for outcome in outcomes)))
     console.table("verdicts", ("source", *(outcome.value for outcome in outcomes)), rows)
-    quantiles = ", ".join(f"p{q} {statistics.latency_ms(q):.1f}" for q in (50, 95, 99))
+    quantiles = ", ".join(f"p{q} {statistics.latency_ms(q):.1f}" for q in PERCENTS)
     console.say(f"{statistics.parts} parts in {seconds:.1f} s; latency {quantiles} ms")
+    stages = [
+        f"{name} {statistics.stage_ms(name, 50):.1f}/{statistics.stage_ms(name, 99):.1f}" for name in statistics.stages_ms
+    ]
+    if stages:
+        console.say(f"of it, p50/p99 ms: {', '.join(stages)}")

@@ -4,6 +4,12 @@ A part is known by its trigger. Its window is `[trigger + travel, trigger + trav
 nanoseconds or the count of an encoder. The line rejects in the window of every part, unless a PASS for it came by its
 deadline, with vision alive from its trigger until its window opens. All times are monotonic nanoseconds.
 
+Vision that is alive says with each beat whether the station is ready. While it is not, no PASS is taken and no part that is
+in flight without one, or that triggers then, passes any more. Where a trigger line tells of each part, a PASS that was given
+while the station was ready stands: it was decided on its own good picture, and what broke later does not make that untrue.
+Where vision announces the parts, whatever comes by may be a part that nobody saw, so everything is rejected, passed parts too,
+until what is under way then is past the ejector. The same goes for what is under way when the lines are taken.
+
 Parts whose windows touch, or lie no farther apart than `separation`, share one fate: unless all of them passed, all are
 rejected, and the line does not move between them. That is decided when a window opens; a part without a verdict counts as
 rejected.
@@ -28,11 +34,11 @@ class Count(enum.IntEnum):
     NO_VERDICT = 4
     """Rejected parts that no verdict named."""
     NEIGHBOURS = 5
-    """Passed parts that were rejected together with a part too close to be separated from."""
+    """Passed parts that were rejected together with a part, perhaps an unseen one, too close to be separated from."""
     REVOKED = 6
     """PASS verdicts that were taken back: vision was lost, stopped, or changed its mind before the window opened."""
     LATE = 7
-    """PASS after the deadline, or for a part that was in flight when vision was lost."""
+    """PASS after the deadline, or for a part that was in flight when vision was lost or the station not ready."""
     DUPLICATE = 8
     UNKNOWN = 9
     """Verdicts for parts that never triggered or are long gone."""
@@ -49,6 +55,8 @@ class Count(enum.IntEnum):
     BAD_TRIGGER = 17
     """Announcements in the future, or numbered out of order: such a part never passes."""
     CLOCK_BACK = 18
+    NOT_READY = 19
+    """How often the station, with vision alive, stopped being ready."""
 
 
 @dataclass(frozen=True)
@@ -142,16 +150,18 @@ class Schedule:
         self._now_ns = 0
         self._count = 0
         self._alive = False
+        self._ready = False  # as the last beat said
+        self._clear = 0  # position up to which there may be parts under way that nobody told of
         self._silent_ns = 0  # vision is lost from then on
         self._triggered = 0  # the last part's number
-        self._judged = 0  # the highest number that a verdict named
+        self._passed = 0  # the highest number that a PASS named
 
     @property
     def outputs(self) -> Outputs:
         """The levels now."""
-        stopped = self.stopped != ""
-        everything = stopped or (self.settings.announced and not self._alive)
-        return Outputs(reject=everything or self._in_window(), ready=self._alive and not stopped, fault=stopped)
+        stopped, ready = self.stopped != "", self._passes()
+        everything = stopped or (self.settings.announced and not ready) or self._position < self._clear
+        return Outputs(reject=everything or self._in_window(), ready=ready and not stopped, fault=stopped)
 
     @property
     def in_flight(self) -> int:
@@ -163,10 +173,16 @@ class Schedule:
         """When to call `advance` next at the latest; None when nothing is due."""
         due = [self._silent_ns] if self._alive else []
         if not self.settings.encoder:
+            due += [self._clear] if self._position < self._clear else []
             due += [part.start if part.fate is None else part.end for part in self._parts if part.closed_ns is None]
         if self.settings.confirm_ns is not None:
             due += [part.closed_ns + self.settings.confirm_ns for part in self._unconfirmed if part.closed_ns is not None]
         return min(due, default=None)
+
+    def begin(self, now_ns: int) -> None:
+        """The lines were taken just now: whatever is between trigger and ejector already is rejected."""
+        self.advance(now_ns)
+        self._distrust()
 
     def trigger(self, now_ns: int, at_ns: int) -> int:
         """A part passed the trigger line at `at_ns`; returns its number."""
@@ -186,15 +202,21 @@ class Schedule:
         self._triggered = max(self._triggered, number)
 
     def verdict(self, now_ns: int, number: int, passed: bool) -> None:
-        """Vision's verdict. Only the first one of a part, in order and in time, makes it pass; a reject always holds."""
+        """Vision's verdict. Only the first one of a part, in order and in time, makes it pass; a reject always holds.
+
+        A PASS out of order is taken for one of another part. A reject may come ahead of its turn, as that of a part does
+        which was given up because too many wait.
+        """
         self.advance(now_ns)
-        in_order, self._judged = number > self._judged, max(number, self._judged)
+        in_order = number > self._passed
+        if passed:
+            self._passed = max(number, self._passed)
         part = next((part for part in self._parts if part.number == number and number > 0), None)
         if part is None:
             self.counts[Count.UNKNOWN] += 1
         elif part.judged:
             self.counts[Count.DUPLICATE] += 1
-        elif not in_order:
+        elif passed and not in_order:
             self.counts[Count.OUT_OF_ORDER] += 1
         elif passed:
             in_time = self._now_ns - part.trigger_ns <= self.settings.deadline_ns and part.fate is None
@@ -205,11 +227,17 @@ class Schedule:
             if not passed:
                 self._revoke(part)
 
-    def heartbeat(self, now_ns: int) -> None:
-        """Vision's deciding loop turns."""
+    def heartbeat(self, now_ns: int, ready: bool) -> None:
+        """Vision's deciding loop turns, and its station is ready or not."""
         self.advance(now_ns)
-        self._alive = True
+        before = self._passes()
+        self._alive, self._ready = True, ready
         self._silent_ns = self._now_ns + self.settings.heartbeat_ns
+        if before and not ready:
+            self.counts[Count.NOT_READY] += 1
+            self._give_up(keep_passed=not self.settings.announced)
+        if ready and not before and self.settings.announced:
+            self._distrust()
 
     def lose(self, now_ns: int, *, goodbye: bool = False) -> None:
         """Vision is gone: no part in flight passes any more, nor does one that triggers before its next heartbeat.
@@ -260,6 +288,22 @@ class Schedule:
                 self.counts[Count.UNCONFIRMED] += 1
                 self._stop(f"{_name(part)} was rejected and the confirm sensor did not see it")
 
+    @property
+    def _position(self) -> int:
+        return self._count if self.settings.encoder else self._now_ns
+
+    def _passes(self) -> bool:
+        """Whether a part that triggers now may pass."""
+        return self._alive and self._ready
+
+    def _distrust(self) -> None:
+        settings = self.settings
+        self._clear = self._position + settings.travel + settings.pulse + settings.separation
+
+    def _doomed(self, part: _Part) -> bool:
+        """Whether a part is rejected, neighbours apart: for itself, or because one that nobody told of may be beside it."""
+        return not part.passed or part.start < self._clear
+
     def _tick(self, now_ns: int) -> None:
         if now_ns < self._now_ns:
             self.counts[Count.CLOCK_BACK] += 1
@@ -273,14 +317,14 @@ class Schedule:
 
     def _add(self, number: int, trigger_ns: int, trigger: int) -> _Part:
         start = trigger + self.settings.travel
-        part = _Part(number, trigger_ns, start, start + self.settings.pulse, hopeless=not self._alive or self.stopped != "")
+        part = _Part(number, trigger_ns, start, start + self.settings.pulse, hopeless=not self._passes() or self.stopped != "")
         bisect.insort(self._parts, part, key=lambda other: other.start)
         self.counts[Count.TRIGGERED] += number > 0
         return part
 
     def _move(self) -> None:
         """Open and close windows up to the position now."""
-        position = self._count if self.settings.encoder else self._now_ns
+        position = self._position
         for index, part in enumerate(self._parts):
             if part.start > position:
                 break
@@ -294,8 +338,7 @@ class Schedule:
 
     def _settle(self, index: int, position: int) -> None:
         part = self._parts[index]
-        rejected_itself = not part.passed
-        part.fate = rejected_itself or self._shares_a_reject(index)
+        part.fate = self._doomed(part) or self._shares_a_reject(index)
         part.opened_ns = self._now_ns if self.settings.encoder else part.start
         self.counts[Count.NOT_SEEN] += self.settings.exit is not None and not part.seen
         if not part.fate:
@@ -303,7 +346,7 @@ class Schedule:
             return
         self.counts[Count.REJECTED] += 1
         self.counts[Count.NO_VERDICT] += not part.judged
-        self.counts[Count.NEIGHBOURS] += not rejected_itself
+        self.counts[Count.NEIGHBOURS] += part.passed
         if 2 * (position - part.start) > self.settings.pulse:
             self.counts[Count.MISSED] += 1
             self._stop(f"{_name(part)} was at the ejector before the line could reject it")
@@ -318,13 +361,13 @@ class Schedule:
                 part, other = self._parts[here], self._parts[here + step]
                 if max(part.start, other.start) - min(part.end, other.end) > self.settings.separation:
                     break
-                if other.fate or (other.fate is None and not other.passed):
+                if other.fate or (other.fate is None and self._doomed(other)):
                     return True
                 here += step
         return False
 
     def _in_window(self) -> bool:
-        position = self._count if self.settings.encoder else self._now_ns
+        position = self._position
         for index, part in enumerate(self._parts):
             if not part.fate:
                 continue
@@ -343,10 +386,12 @@ class Schedule:
         self.stopped = self.stopped or reason
         self._give_up()
 
-    def _give_up(self) -> None:
+    def _give_up(self, *, keep_passed: bool = False) -> None:
+        """No part whose window has not opened passes any more, but for those that have their PASS where that is kept."""
         for part in self._parts:
-            part.hopeless = True
-            self._revoke(part)
+            if not (keep_passed and part.passed):
+                part.hopeless = True
+                self._revoke(part)
 
     def _revoke(self, part: _Part) -> None:
         if part.passed and part.fate is None:

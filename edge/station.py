@@ -3,121 +3,205 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
-
-import numpy as np
+import queue
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from edge import StationError
 from edge.camera import Camera
 from edge.clock import Clock
 from edge.evidence import Evidence
 from edge.journal import Journal
+from edge.judge import Judge
 from edge.rejector import Rejector
+from edge.states import Machine, State, Transition
+from edge.statistics import Statistics
 from edge.verdict import Arrival, Frame, Missing, Outcome, Verdict, compare
 from edge.watchdog import Deadline
-from edge.worker import Scorer
-
-_RECENT = 10_000  # latencies kept for the percentiles, so that memory stays flat
 
 
-@dataclass
-class Statistics:
-    """Running counts of one run.
+@dataclass(frozen=True)
+class Condition:
+    """Something that must be good for parts to pass.
 
     Attributes:
-        outcomes: parts by outcome.
-        by_folder: (folder of the source, outcome) counts, for replays of sorted folders.
-        latencies_ms: of the latest parts.
+        name: in a word.
+        fault: why it is not good, "" where it is; asked by the deciding loop whenever it turns, and so answers at once.
     """
 
-    outcomes: Counter[Outcome] = field(default_factory=Counter)
-    by_folder: Counter[tuple[str, Outcome]] = field(default_factory=Counter)
-    latencies_ms: list[float] = field(default_factory=list)
+    name: str
+    fault: Callable[[], str]
 
-    def add(self, verdict: Verdict) -> None:
-        """Count one verdict."""
-        self.outcomes[verdict.outcome] += 1
-        folder = verdict.source.rpartition("/")[0] if "/" in verdict.source else "."
-        self.by_folder[folder, verdict.outcome] += 1
-        if len(self.latencies_ms) == _RECENT:
-            del self.latencies_ms[: _RECENT // 2]
-        self.latencies_ms.append(verdict.latency_ms)
 
-    @property
-    def parts(self) -> int:
-        """All parts."""
-        return sum(self.outcomes.values())
-
-    def latency_ms(self, percent: float) -> float:
-        """A percentile of the latest latencies; NaN before the first part."""
-        return float(np.percentile(self.latencies_ms, percent)) if self.latencies_ms else math.nan
+class _Stop(BaseException):
+    """Ends the wait for the next part; not an Exception, so that nothing on the way takes it for a failure."""
 
 
 class Station:
-    """Judges arrivals. Everything it touches is injected.
+    """Judges arrivals. Everything it touches is injected. But for `post` and `status` it is for one thread, the deciding one.
 
     Attributes:
-        statistics: of all runs so far, and of the one that goes on.
+        statistics: of its run so far.
+        judge_with: the judge of the next part.
+        deadline_ms: from trigger to verdict.
     """
 
     def __init__(
         self,
         *,
-        scorer: Scorer,
-        threshold: float,
+        judge: Judge,
         rejector: Rejector,
         journal: Journal,
         clock: Clock,
         deadline_ms: float,
         evidence: Evidence | None = None,
+        conditions: Sequence[Condition] = (),
+        waiting: Callable[[], int] = lambda: 0,
+        rest: Callable[[str], Iterable[Arrival]] = lambda reason: (),
+        on_state: Callable[[Transition], None] = lambda transition: None,
     ) -> None:
         """Join the pieces.
 
         Args:
-            scorer: gives a score within a time.
-            threshold: from this station's calibration.
+            judge: gives scores, and the threshold for them.
             rejector: acts on verdicts.
             journal: keeps them.
             clock: monotonic time.
             deadline_ms: from trigger to verdict.
             evidence: keeps pictures; offered each one after its part was acted on.
+            conditions: what must be good, beside the camera and the judge's scorer.
+            waiting: how many parts have triggered that the camera has not given yet.
+            rest: arrivals of parts that triggered and still wait when the station ends, given the reason.
+            on_state: told each change of state.
 
         Raises:
-            StationError: a threshold or a deadline that is not a usable number: without these nothing is judged.
+            StationError: a deadline that is not a usable number: without one nothing is judged.
         """
-        if not math.isfinite(threshold):
-            raise StationError(f"threshold is {threshold}, expected a finite number; calibrate this station")
-        if not (math.isfinite(deadline_ms) and deadline_ms > 0):
-            raise StationError(f"deadline is {deadline_ms} ms, expected above 0")
-        self._scorer = scorer
-        self._threshold = threshold
+        self.set_deadline(deadline_ms)
+        self.judge_with = judge
         self._rejector = rejector
         self._journal = journal
         self._clock = clock
-        self._deadline_ms = deadline_ms
         self._evidence = evidence
-        self.statistics = Statistics()
+        self._conditions = list(conditions)
+        self._waiting = waiting
+        self._rest = rest
+        self._on_state = on_state
+        self._machine = Machine()
+        self._since_ns = self._ready_ns = clock.now_ns()
+        self._camera: Camera | None = None
+        self._faults: dict[str, str] = {}
+        self._posted: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._judging = False
+        self._after_ms: dict[str, float] = {}  # stages of the last part that came after its row was made
+        self._stop_ns: int | None = None
+        self._stop_reason = ""
+        self.statistics = Statistics(clock.now_ns())
+
+    @property
+    def state(self) -> State:
+        """Now."""
+        return self._machine.state
+
+    @property
+    def reason(self) -> str:
+        """Why it is in its state, in words."""
+        return self._machine.reason
+
+    @property
+    def stopping(self) -> bool:
+        """It was told to end."""
+        return self._stop_ns is not None
+
+    def set_deadline(self, deadline_ms: float) -> None:
+        """Change the deadline, between two parts. Raises StationError where it is not a usable number."""
+        if not (math.isfinite(deadline_ms) and deadline_ms > 0):
+            raise StationError(f"deadline is {deadline_ms} ms, expected above 0")
+        self.deadline_ms = deadline_ms
+
+    def set_evidence(self, evidence: Evidence | None) -> None:
+        """Keep pictures elsewhere from the next part on."""
+        self._evidence = evidence
+
+    def change(self, judge: Judge) -> None:
+        """Judge with another judge from the next part on; whoever replaces one closes it.
+
+        Raises:
+            StationError: a part is being judged, so that it would be judged by a mix of two.
+        """
+        if self._judging:
+            raise StationError("the judge cannot change while a part is judged; have it changed by `post`")
+        self.judge_with = judge
+
+    def post(self, work: Callable[[], None]) -> None:
+        """Have something done between two parts, on the deciding thread. For any thread, and for signal handlers.
+
+        What it raises ends the run.
+        """
+        self._posted.put(work)
+
+    def note(self, name: str, details: Mapping[str, object]) -> None:
+        """Journal an event, between two parts; one that cannot be kept now is kept with the next row that can."""
+        try:
+            self._journal.event(name, details)
+        except StationError:  # a disk that is full is itself a reason to note something
+            self._journal.later(name, details)
+
+    def stop(self, reason: str) -> None:
+        """End in order: parts that triggered by now get their verdicts, until their deadline at most; later ones are FAULTs."""
+        if self._stop_ns is None:
+            self._stop_ns, self._stop_reason = self._clock.now_ns(), reason
+
+    def turn(self) -> None:
+        """Show that the deciding loop turns, and look at all conditions; between two parts, do what was posted.
+
+        To be called again and again while the loop waits for a part or a score. While it waits for the journal it may only
+        beat, since what is looked at here may have to be journalled.
+
+        Raises:
+            StationError: the rejector is not there.
+        """
+        self._rejector.beat()
+        self._look()
+        if self._judging:
+            return
+        while not self._posted.empty():
+            self._posted.get()()
+        if self._stop_ns is not None:
+            over = self._clock.now_ns() - self._stop_ns > self.deadline_ms * 1e6
+            if over or self._waiting() == 0:
+                raise _Stop
 
     def run(self, camera: Camera, on_verdict: Callable[[Verdict], None]) -> Statistics:
-        """Judge all arrivals of a camera.
+        """Judge all arrivals of a camera, until it has no more or `stop` was called.
 
         Args:
-            camera: closed by the caller.
+            camera: closed by the caller; while it is not healthy no part passes.
             on_verdict: called after each part was acted on; what it raises ends the run.
 
         Raises:
-            StationError: the camera is lost, or the reject line cannot be driven.
+            StationError: the camera is lost for good, or the reject line cannot be driven.
         """
-        for arrival in camera.frames():
-            self._rejector.beat()
-            verdict = self.judge(arrival)
-            self.statistics.add(verdict)
-            if self._evidence is not None and isinstance(arrival, Frame):
-                self._evidence.offer(arrival.image, verdict)
-            on_verdict(verdict)
+        self._camera = camera
+        try:
+            self._to(State.INITIALIZED, "bundle, engine, calibration and lines are there, the self-test passed")
+            for arrival in itertools.chain(self._arrivals(camera), self._left()):
+                verdict = self.judge(arrival)
+                self.statistics.add(verdict, self._clock.now_ns(), self._after_ms)
+                if self._evidence is not None and isinstance(arrival, Frame):
+                    self._evidence.offer(arrival.image, verdict)
+                on_verdict(verdict)
+        except Exception as error:
+            self._to(State.ERROR, f"{type(error).__name__}: {error}")
+            raise
+        except BaseException as error:
+            self._to(State.HALTED, type(error).__name__)
+            raise
+        if self._stop_ns is not None:  # where the source ended, no part comes that nobody saw
+            self._rejector.set_ready(False)
+        self._to(State.HALTED, self._stop_reason or "end of the source")
         return self.statistics
 
     def judge(self, arrival: Arrival) -> Verdict:
@@ -129,8 +213,50 @@ class Station:
         Raises:
             StationError: the reject line cannot be driven.
         """
-        deadline = Deadline(arrival.trigger_ns, self._deadline_ms)
+        self._judging = True
+        try:
+            return self._judge(arrival, Deadline(arrival.trigger_ns, self.deadline_ms))
+        finally:
+            self._judging = False
+
+    def status(self) -> dict[str, object]:
+        """What the station does, as plain JSON types; for any thread."""
+        now_ns = self._clock.now_ns()
+        judge, machine = self.judge_with, self._machine
+        return {
+            "state": machine.state.value,
+            "reason": machine.reason,
+            "state_seconds": round((now_ns - self._since_ns) / 1e9, 3),
+            "faults": dict(self._faults),
+            "recipe": judge.name,
+            "threshold": judge.threshold,
+            "bundle": judge.calibration.bundle_digest,
+            "calibration": judge.calibration.digest,
+            "deadline_ms": self.deadline_ms,
+            "waiting": self._waiting(),
+            **self.statistics.as_dict(now_ns),
+        }
+
+    def _arrivals(self, camera: Camera) -> Iterator[Arrival]:
+        arrivals = camera.frames()
+        while True:
+            try:
+                self.turn()
+                arrival = next(arrivals, None)
+            except _Stop:
+                return
+            if arrival is None:
+                return
+            yield arrival
+
+    def _left(self) -> Iterable[Arrival]:
+        return () if self._stop_ns is None else self._rest(f"the station was told to end ({self._stop_reason}) before its turn")
+
+    def _judge(self, arrival: Arrival, deadline: Deadline) -> Verdict:
+        if self.state is State.READY:
+            self._to(State.EXECUTING, f"part {arrival.part} came")
         verdict = self._decide(arrival, deadline)
+        decided_ns = self._clock.now_ns()
         try:
             self._journal.verdict(verdict)
         except Exception as error:  # whatever a journal raises, the part must be rejected
@@ -138,6 +264,7 @@ class Station:
         else:
             if verdict.outcome is Outcome.PASS and deadline.passed(self._clock.now_ns()):
                 verdict = self._replace(verdict, f"{self._missed()}: the journal held the verdict up", deadline)
+        kept_ns = self._clock.now_ns()
         try:
             self._rejector.apply(verdict)
         except Exception as error:  # whatever a line raises, nobody knows what it did
@@ -145,18 +272,29 @@ class Station:
             raise StationError(
                 f"part {verdict.part}: the reject line cannot be driven ({error}); stop the conveyor and mend the line"
             ) from error
+        self._after_ms = {"journal": (kept_ns - decided_ns) / 1e6, "line": (self._clock.now_ns() - kept_ns) / 1e6}
         return verdict
 
     def _decide(self, arrival: Arrival, deadline: Deadline) -> Verdict:
         score: float | None = None
+        judge = self.judge_with
+        stages_ms = {"capture": (arrival.captured_ns - arrival.trigger_ns) / 1e6} if isinstance(arrival, Frame) else {}
         try:
             self._rejector.announce(arrival.part, arrival.trigger_ns)
-            self._journal.announce(arrival)
+            self._journal.announce(arrival, judge.row_fields())
             if isinstance(arrival, Missing):
                 outcome, reason = Outcome.FAULT, arrival.reason
+            elif self._stop_ns is not None and arrival.trigger_ns > self._stop_ns:
+                outcome, reason = Outcome.FAULT, f"triggered after the station was told to end ({self._stop_reason})"
+            elif not self._may_pass(arrival):
+                outcome, reason = Outcome.FAULT, self._not_ready()
             else:
-                score = self._scorer.score(arrival.image, deadline.remaining_s(self._clock.now_ns()))
-                outcome, reason = compare(score, self._threshold)
+                begun_ns = self._clock.now_ns()
+                stages_ms["wait"] = (begun_ns - arrival.captured_ns) / 1e6
+                scored = judge.scorer.score(arrival.image, deadline.remaining_s(begun_ns))
+                stages_ms.update(scored.stages_ms)
+                score = scored.value
+                outcome, reason = compare(score, judge.threshold)
         except TimeoutError as error:
             outcome, reason = Outcome.FAULT, f"{self._missed()}: {error}"
         except Exception as error:  # any failure of scoring is a FAULT, never a pass
@@ -165,14 +303,53 @@ class Station:
         elapsed_ms = deadline.elapsed_ms(now_ns)
         if outcome is Outcome.PASS and deadline.passed(now_ns):
             outcome, reason = Outcome.FAULT, f"{self._missed()}: verdict after {elapsed_ms:.1f} ms"
-        return Verdict(arrival.part, outcome, score, self._threshold, elapsed_ms, reason, arrival.source)
+        elif outcome is Outcome.PASS and not self._may_pass(arrival):  # something went bad while the part was scored
+            outcome, reason = Outcome.FAULT, self._not_ready()
+        return Verdict(arrival.part, outcome, score, judge.threshold, elapsed_ms, reason, arrival.source, stages_ms)
+
+    def _look(self) -> None:
+        """Leave the ready states where a condition went bad, and come back where all are good."""
+        camera = self._camera
+        if camera is None or self.state in (State.PREOPERATIONAL, State.HALTED, State.ERROR):
+            return
+        found = {"camera": "" if camera.healthy else camera.status or "it gives no pictures"}
+        found["engine"] = self.judge_with.scorer.fault
+        found |= {condition.name: condition.fault() for condition in self._conditions}
+        self._faults = {name: fault for name, fault in found.items() if fault}
+        if self._faults and self.state.passes:
+            self._to(State.INITIALIZED, "; ".join(f"{name}: {fault}" for name, fault in self._faults.items()))
+        elif not self._faults and self.state is State.INITIALIZED:
+            self._to(State.READY, "everything is good")
+
+    def _to(self, state: State, reason: str) -> None:
+        transition = self._machine.to(state, reason)
+        self._since_ns = self._clock.now_ns()
+        if state is State.READY:
+            self._ready_ns = self._since_ns
+        if state in (State.READY, State.INITIALIZED):
+            self._rejector.set_ready(state.passes)  # before anything that takes time
+        details = {"before": transition.before.value, "after": state.value, "reason": reason}
+        if state is State.EXECUTING:  # with the row of the part that came, which must not wait for a write of its own
+            self._journal.later("state", details)
+        else:
+            self.note("state", details)
+        self._on_state(transition)
+
+    def _may_pass(self, arrival: Arrival) -> bool:
+        """Whether the station has been ready since the part triggered; to the rejector a part of before is lost too."""
+        return self.state.passes and arrival.trigger_ns >= self._ready_ns
+
+    def _not_ready(self) -> str:
+        if self.state.passes:
+            return "the part triggered before the station was ready"
+        return f"the station is not ready: {self._machine.reason}"
 
     def _fault(self, verdict: Verdict, reason: str, deadline: Deadline) -> Verdict:
         elapsed_ms = deadline.elapsed_ms(self._clock.now_ns())
         return dataclasses.replace(verdict, outcome=Outcome.FAULT, reason=reason, latency_ms=elapsed_ms)
 
     def _missed(self) -> str:
-        return f"deadline of {self._deadline_ms:g} ms missed"
+        return f"deadline of {self.deadline_ms:g} ms missed"
 
     def _replace(self, verdict: Verdict, reason: str, deadline: Deadline) -> Verdict:
         """Replace a verdict that is kept already; the row that replaces it may fail too, the FAULT stands anyway."""

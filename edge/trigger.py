@@ -17,7 +17,6 @@ from edge.verdict import Arrival, Frame, Missing
 
 WAITING = 8
 _BACKLOG = 1000  # waiting triggers, FAULTs among them, above which no further one is taken by software
-_WAIT_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -106,9 +105,10 @@ class LineSource(Protocol):
 class LineTriggers:
     """Triggers of the rejector's line, which numbers and stamps them."""
 
-    def __init__(self, source: LineSource, waiting: int = WAITING) -> None:
-        """Join the two; above `waiting` parts that nobody took yet, further ones are FAULTs."""
+    def __init__(self, source: LineSource, beat: Callable[[], None] = lambda: None, waiting: int = WAITING) -> None:
+        """Join the two; `beat` and `waiting` as for `SoftwareTriggers`."""
         self._source = source
+        self._beat = beat
         self._waiting = _Waiting(waiting)
         self.counts = self._waiting.counts
 
@@ -119,7 +119,11 @@ class LineTriggers:
 
     def next(self, timeout_s: float) -> Trigger | None:
         """The next one, None when there was none in time. Raises StationError: the rejector is lost."""
-        self._gather(timeout_s if len(self._waiting) == 0 else 0.0)
+        for _ in range(max(1, math.ceil(timeout_s / SLICE_S))):
+            self._beat()
+            self._gather(min(SLICE_S, timeout_s) if len(self._waiting) == 0 else 0.0)
+            if len(self._waiting) > 0:
+                break
         return self._waiting.take()
 
     def pending(self) -> list[Trigger]:
@@ -276,15 +280,41 @@ class TriggeredCamera:
         self._replayed = replayed
         self._hand: Trigger | None = None  # taken, and no arrival given yet
 
+    @property
+    def healthy(self) -> bool:
+        """Of the camera."""
+        return self._camera.healthy
+
+    @property
+    def status(self) -> str:
+        """Of the camera."""
+        return self._camera.status
+
+    @property
+    def waiting(self) -> int:
+        """Parts that triggered and have no arrival yet."""
+        return len(self._triggers.pending()) + (self._hand is not None)
+
     def frames(self) -> Iterator[Arrival]:
         """One arrival for each trigger, until these or the frames end. Raises StationError once every part has its arrival."""
         arrivals = self._camera.frames()
         try:
             yield from self._replay(arrivals) if self._replayed else self._watch(arrivals)
         except StationError as error:
-            yield from self._without_picture(f"no picture: {error}")
+            yield from self.rest(f"no picture: {error}")
             raise
-        yield from self._without_picture("the source has no more pictures")
+        yield from self.rest("the source has no more pictures")
+
+    def rest(self, reason: str) -> Iterator[Missing]:
+        """Take no more triggers; arrivals without a picture for all that came before."""
+        self._triggers.close()
+        waiting = len(self._triggers.pending())
+        if self._hand is not None:
+            yield self._missing(self._hand, "trigger", reason)
+        for _ in range(waiting):
+            trigger = self._triggers.next(0)
+            if trigger is not None:
+                yield self._missing(trigger, "trigger", trigger.fault or reason)
 
     def close(self) -> None:
         """Close the camera; may be called twice."""
@@ -322,7 +352,7 @@ class TriggeredCamera:
     def _next(self) -> Trigger | None:
         """The next trigger, None when they ended."""
         while not self._triggers.ended:
-            self._hand = self._triggers.next(_WAIT_S)
+            self._hand = self._triggers.next(SLICE_S)
             if self._hand is not None:
                 return self._hand
         return None
@@ -334,14 +364,3 @@ class TriggeredCamera:
     def _missing(self, trigger: Trigger, source: str, reason: str) -> Missing:
         self._hand = None
         return Missing(trigger.part, trigger.at_ns, source, reason, trigger.part_ref)
-
-    def _without_picture(self, reason: str) -> Iterator[Missing]:
-        """Arrivals for all that triggered before the triggers were closed."""
-        self._triggers.close()
-        waiting = len(self._triggers.pending())
-        if self._hand is not None:
-            yield self._missing(self._hand, "trigger", reason)
-        for _ in range(waiting):
-            trigger = self._triggers.next(0)
-            if trigger is not None:
-                yield self._missing(trigger, "trigger", trigger.fault or reason)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import enum
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from engines.images import Image
 
@@ -65,6 +66,7 @@ class Verdict:
         score: None where there was none to compare.
         latency_ms: from trigger to decision.
         reason: in words, for the operator.
+        stages_ms: how long each stage took that was over when this was written, in their order.
     """
 
     part: int
@@ -74,6 +76,7 @@ class Verdict:
     latency_ms: float
     reason: str
     source: str
+    stages_ms: Mapping[str, float] = field(default_factory=dict, compare=False)
 
 
 def compare(score: float, threshold: float) -> tuple[Outcome, str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from edge import StationError
 
-VERSION = 1
+VERSION = 2
 _FORMAT = struct.Struct("<BBxxxxxxqq")
 
 
@@ -19,7 +19,8 @@ class Kind(enum.IntEnum):
     HELLO = 1
     """Up: the lines are driven; `value` is the real-time priority that the process got, 0 for none."""
     BEAT = 2
-    """Down: the deciding loop turns. Up: the rejector does; `number` are `Flag` bits."""
+    """Down: the deciding loop turns; `number` is 1 where the station is ready, 0 where nothing may pass. Up: the rejector
+    turns; `number` are `Flag` bits."""
     TRIGGER = 3
     """Up: part `number` triggered at `value`, monotonic ns."""
     ANNOUNCE = 4

@@ -12,12 +12,22 @@ from edge import StationError
 from edge.clock import SLICE_S
 from engines.images import Image
 from engines.inspector import Inspector
+from engines.search import Score
+
+_HUNG_S = 1.0  # a job given up that runs on for so much longer is more than a slow one
 
 
 class Scorer(Protocol):
-    """Scores one image within a time."""
+    """Scores one image within a time.
 
-    def score(self, image: Image, timeout_s: float) -> float:
+    Attributes:
+        fault: why no part can be scored now, "" where it can; read by the deciding loop, and so at once.
+    """
+
+    @property
+    def fault(self) -> str: ...
+
+    def score(self, image: Image, timeout_s: float) -> Score:
         """The score. Raises TimeoutError when there is none in time, or what scoring raised."""
 
     def close(self) -> None:
@@ -28,7 +38,8 @@ class _Job:
     def __init__(self, image: Image) -> None:
         self.image = image
         self.done = threading.Event()
-        self.value = float("nan")
+        self.score: Score | None = None
+        self.given_up_s: float | None = None
         self.error: BaseException | None = None
 
 
@@ -57,7 +68,18 @@ class InspectorThread:
         if self._failure is not None:
             raise self._failure
 
-    def score(self, image: Image, timeout_s: float) -> float:
+    @property
+    def fault(self) -> str:
+        """That the thread has ended, or hangs in a job that was given up a second ago; "" otherwise."""
+        if not self._thread.is_alive():
+            return "the scoring thread has ended"
+        job = self._pending
+        if job is None or job.given_up_s is None or job.done.is_set():
+            return ""
+        late_s = time.monotonic() - job.given_up_s
+        return f"the backend hangs in one image, for {late_s:.0f} s after its deadline" if late_s > _HUNG_S else ""
+
+    def score(self, image: Image, timeout_s: float) -> Score:
         """Score uint8 RGB (H, W, 3). Raises TimeoutError when late, StationError after close, or what scoring raised."""
         if not self._thread.is_alive():
             raise StationError("the scoring thread has ended; start the station again")
@@ -70,11 +92,13 @@ class InspectorThread:
         self._pending = job
         self._jobs.put(job)
         if not self._wait(job, end):
+            job.given_up_s = time.monotonic()
             raise TimeoutError("no score by the deadline")
         self._pending = None
         if job.error is not None:
             raise job.error
-        return job.value
+        assert job.score is not None
+        return job.score
 
     def close(self) -> None:
         """End the thread after the job at hand; may be called twice."""
@@ -99,7 +123,7 @@ class InspectorThread:
         with inspector:
             while (job := self._jobs.get()) is not None:
                 try:
-                    job.value = inspector.score(job.image).value
+                    job.score = inspector.score(job.image)
                 except BaseException as error:  # handed to the thread that waits; the station goes on
                     job.error = error
                 job.done.set()

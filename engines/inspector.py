@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from types import TracebackType
 
 import cv2
@@ -15,7 +17,7 @@ from engines.images import Image
 from engines.ldknn import LDKNN
 from engines.on_device import GpuFeatureExtractor, GpuSearch
 from engines.preprocess import Preprocessor
-from engines.search import SEARCHES, HostSearch, Score, Search
+from engines.search import SEARCHES, HostSearch, Score, Search, elapsed_ms
 
 _BLUR_PATCHES = 0.5  # sigma of the map's blur: 4 pixels at 256 x 256, where a patch is 8
 
@@ -59,7 +61,11 @@ class Scorer:
         Raises:
             EngineError: an image or a backend that cannot be worked with.
         """
-        return self.search.score(self.preprocessor(image))
+        begun_ns = time.perf_counter_ns()
+        tensor = self.preprocessor(image)
+        preprocess_ms = elapsed_ms(begun_ns)
+        score = self.search.score(tensor)
+        return replace(score, stages_ms={"preprocess": preprocess_ms, **score.stages_ms})
 
     def judge(self, embeddings: npt.NDArray[np.float32]) -> Score:
         """Score the embeddings float32 (patches, d) of one image."""

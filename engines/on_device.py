@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import time
+from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -12,7 +14,7 @@ from engines.cuda import Gpu, Repeated
 from engines.extractors import FeatureExtractor
 from engines.ldknn import LDKNN, Floats
 from engines.ldknn_cuda import CudaLDKNN
-from engines.search import Score
+from engines.search import Score, elapsed_ms
 
 
 @runtime_checkable
@@ -55,15 +57,23 @@ class GpuSearch:
     def score(self, tensor: Floats) -> Score:
         """Score a preprocessed image, float32 (1, 3, h, w). Raises EngineError."""
         if self._repeated is None or not isinstance(self._extractor, GpuFeatureExtractor):
-            return self.judge(self._extractor.extract(tensor))
+            begun_ns = time.perf_counter_ns()
+            embeddings = self._extractor.extract(tensor)
+            features_ms = elapsed_ms(begun_ns)
+            score = self.judge(embeddings)
+            return replace(score, stages_ms={"features": features_ms, **score.stages_ms})
+        begun_ns = time.perf_counter_ns()
         self._extractor.give(tensor)
         self._repeated.enqueue()
         self._gpu.wait()
-        return _answer(*self._twin.result())
+        scores, maps = self._twin.result()
+        return _answer(scores, maps, {"features and search": elapsed_ms(begun_ns)})
 
     def judge(self, embeddings: Floats) -> Score:
         """Score an image by its embeddings, float32 (patches, d). Raises EngineError."""
-        return _answer(*self._twin.one(embeddings))  # more would move the memory that was recorded
+        begun_ns = time.perf_counter_ns()
+        scores, maps = self._twin.one(embeddings)  # more would move the memory that was recorded
+        return _answer(scores, maps, {"search": elapsed_ms(begun_ns)})
 
     def close(self) -> None:
         """Give the GPU's memory back; may be called twice."""
@@ -78,6 +88,6 @@ class GpuSearch:
         self._twin.enqueue()
 
 
-def _answer(scores: Floats, maps: Floats) -> Score:
+def _answer(scores: Floats, maps: Floats, stages_ms: dict[str, float]) -> Score:
     patches = maps.ravel()
-    return Score(float(scores[0]), lambda: patches)
+    return Score(float(scores[0]), lambda: patches, stages_ms)

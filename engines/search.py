@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
@@ -24,10 +25,17 @@ class Score:
     Attributes:
         value: REJECT if and only if it is above the threshold. NaN where the network gave no finite embedding.
         patches: works out the exact score of every patch, float32 (patches,), when somebody wants to look.
+        stages_ms: how long each stage took, in their order; what a GPU does in one go is one stage.
     """
 
     value: float
     patches: Callable[[], Floats]
+    stages_ms: Mapping[str, float] = field(default_factory=dict, compare=False)
+
+
+def elapsed_ms(since_ns: int) -> float:
+    """Milliseconds since a reading of `time.perf_counter_ns`."""
+    return (time.perf_counter_ns() - since_ns) / 1e6
 
 
 class Search(Protocol):
@@ -53,11 +61,17 @@ class HostSearch:
 
     def score(self, tensor: Floats) -> Score:
         """Score a preprocessed image, float32 (1, 3, h, w). Raises EngineError."""
-        return self.judge(self._extractor.extract(tensor))
+        begun_ns = time.perf_counter_ns()
+        embeddings = self._extractor.extract(tensor)
+        features_ms = elapsed_ms(begun_ns)
+        score = self.judge(embeddings)
+        return replace(score, stages_ms={"features": features_ms, **score.stages_ms})
 
     def judge(self, embeddings: Floats) -> Score:
         """Score an image by its embeddings, float32 (patches, d). Raises EngineError."""
-        return Score(self._first.score(embeddings), partial(self._first.patches, embeddings))
+        begun_ns = time.perf_counter_ns()
+        value = self._first.score(embeddings)
+        return Score(value, partial(self._first.patches, embeddings), {"search": elapsed_ms(begun_ns)})
 
     def close(self) -> None:
         """Nothing to release."""

@@ -24,7 +24,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from calibration.defects import Defect, Mask
 from calibration.record import Calibration, save_calibration
+from edge.judge import Judge
 from edge.verdict import Arrival, Frame, Missing, Outcome, Verdict
+from edge.worker import Scorer as JudgesScorer
 from engines import EngineError
 from engines.bundle import (
     Adaptation,
@@ -49,6 +51,7 @@ from engines.bundle import (
 from engines.images import Image, encode_png, pixel_digest
 from engines.inspector import Inspector, Scorer
 from engines.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from engines.search import Score
 
 CELL_PX = 8
 DIM = 3
@@ -350,6 +353,11 @@ class FakeClock:
         self._now_ns += round(milliseconds * 1e6)
 
 
+def score_of(value: float) -> Score:
+    """A score without patches, which took no time."""
+    return Score(value, lambda: np.zeros(1, np.float32))
+
+
 @dataclass(frozen=True)
 class Scoring:
     """How `FakeScorer` treats one image: it takes `ms`, then raises `error` or gives `score`.
@@ -368,14 +376,16 @@ class FakeScorer:
 
     Attributes:
         timeouts_s: the time that each call was given.
+        fault: as a `Scorer`'s.
     """
 
     def __init__(self, clock: FakeClock, script: Iterable[Scoring]) -> None:
+        self.fault = ""
         self._clock = clock
         self._script = iter(script)
         self.timeouts_s: list[float] = []
 
-    def score(self, image: Image, timeout_s: float) -> float:
+    def score(self, image: Image, timeout_s: float) -> Score:
         """The next entry of the script."""
         self.timeouts_s.append(timeout_s)
         step = next(self._script)
@@ -385,7 +395,7 @@ class FakeScorer:
         self._clock.advance_ms(step.ms)
         if step.error is not None:
             raise step.error
-        return step.score
+        return score_of(step.score)
 
     def close(self) -> None:
         """Nothing to release."""
@@ -399,6 +409,7 @@ class FakeRejector:
         levels: the line's level from the start on, True for rejecting; each call adds one.
         announced: (part, trigger_ns) in order.
         beats: how often the loop showed that it turns.
+        ready: what it was told of the station, in order.
     """
 
     def __init__(self, error: Exception | None = None, fail_at: int | None = None) -> None:
@@ -406,6 +417,7 @@ class FakeRejector:
         self.levels = [True]
         self.announced: list[tuple[int, int]] = []
         self.beats = 0
+        self.ready: list[bool] = []
         self._error = error
         self._fail_at = fail_at
 
@@ -417,6 +429,10 @@ class FakeRejector:
     def beat(self) -> None:
         """Count the calls."""
         self.beats += 1
+
+    def set_ready(self, ready: bool) -> None:
+        """Remember it."""
+        self.ready.append(ready)
 
     def announce(self, part: int, trigger_ns: int) -> None:
         """Remember one part."""
@@ -434,6 +450,11 @@ class FakeRejector:
         self.levels.append(True)
 
 
+def judge_of(scorer: JudgesScorer, threshold: float, name: str = "tiny") -> Judge:
+    """A judge with a calibration that has this threshold and is not for any bundle."""
+    return Judge(name, scorer, tiny_calibration(threshold))
+
+
 @dataclass(frozen=True)
 class Keeping:
     """How `FakeJournal` treats the rows of one part: the first takes `ms`; one that fails is not kept."""
@@ -449,6 +470,7 @@ class FakeJournal:
 
     Attributes:
         announced: parts that were announced.
+        judged_with: the recipe of each.
         rows: verdicts kept.
         events: (name, details) kept.
     """
@@ -458,15 +480,17 @@ class FakeJournal:
         self._plan = plan or {}
         self._asked: set[int] = set()
         self.announced: list[int] = []
+        self.judged_with: list[str] = []
         self.rows: list[Verdict] = []
         self.events: list[tuple[str, dict[str, object]]] = []
 
-    def announce(self, arrival: Arrival) -> None:
+    def announce(self, arrival: Arrival, judged_with: Mapping[str, str]) -> None:
         """Note one part as planned."""
         error = self._plan.get(arrival.part, Keeping()).announce_error
         if error is not None:
             raise error
         self.announced.append(arrival.part)
+        self.judged_with.append(judged_with["recipe"])
 
     def verdict(self, verdict: Verdict) -> None:
         """Keep one verdict as planned for its part."""
@@ -481,6 +505,10 @@ class FakeJournal:
         self.rows.append(verdict)
 
     def event(self, name: str, details: Mapping[str, object]) -> None:
+        """Keep one event."""
+        self.events.append((name, dict(details)))
+
+    def later(self, name: str, details: Mapping[str, object]) -> None:
         """Keep one event."""
         self.events.append((name, dict(details)))
 
@@ -521,16 +549,26 @@ class FakeLedger:
 
 
 class FakeCamera:
-    """Gives pictures as parts; None is a part without one. `age_ms` is how long ago each part triggered when it is given."""
+    """Gives pictures as parts; None is a part without one. `age_ms` is how long ago each part triggered when it is given.
+
+    The first part comes ten seconds after it was asked for.
+
+    Attributes:
+        healthy, status: as a `Camera`'s.
+        closed: calls of `close`.
+    """
 
     def __init__(self, clock: FakeClock, pictures: Sequence[Image | None], age_ms: Sequence[float] = ()) -> None:
         self._clock = clock
         self._pictures = pictures
         self._age_ms = age_ms
+        self.healthy = True
+        self.status = ""
         self.closed = 0
 
     def frames(self) -> Iterator[Arrival]:
         """One arrival for each picture."""
+        self._clock.advance_ms(10_000)
         for part, picture in enumerate(self._pictures, start=1):
             age_ms = self._age_ms[part - 1] if self._age_ms else 0.0
             trigger_ns = self._clock.now_ns() - round(age_ms * 1e6)

@@ -281,7 +281,7 @@ def test_a_journal_that_there_is_already_is_opened_and_not_touched(config: Path)
     path = config.parent / "journal.db"
     before = {file: file.read_bytes() for file in config.parent.glob("journal.db*")}
     check = looked_at(config)["journal"]
-    assert (check.faults, check.found.rpartition(", ")[2]) == ((), "6 rows")
+    assert (check.faults, check.found.rpartition(", ")[2]) == ((), "10 rows")
     assert {file: file.read_bytes() for file in config.parent.glob("journal.db*")} == before
     path.write_text('{"part": 1}\n')
     assert "a journal of JSON lines" in looked_at(config)["journal"].faults[0]

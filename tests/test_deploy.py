@@ -1,10 +1,17 @@
-"""The container's recipe: what can be checked without building it."""
+"""The container's recipe and the service: what can be checked without building or installing them."""
 
 from __future__ import annotations
 
 import configparser
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
+
+from edge.rejector_process import _PRIORITY
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "deploy" / "Dockerfile.jetson"
@@ -63,3 +70,39 @@ def test_it_starts_the_station_by_a_command_that_is_installed() -> None:
     (entry,) = _of("ENTRYPOINT")
     assert entry == '["reb-edge"]'
     assert "reb-edge = edge.__main__:main" in settings["options.entry_points"]["console_scripts"]
+
+
+def _service() -> dict[str, str]:
+    parser = configparser.ConfigParser(interpolation=None, strict=True)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read_string((ROOT / "deploy" / "reb-edge.service").read_text())
+    return dict(parser["Service"])
+
+
+def test_the_service_lets_the_rejector_do_what_it_asks_for_and_outlive_vision() -> None:
+    service = _service()
+    assert service["Type"] == "notify"
+    assert service["KillMode"] == "process"
+    assert (service["Restart"], service["NotifyAccess"]) == ("always", "main")
+    assert int(service["LimitRTPRIO"]) >= _PRIORITY
+    assert (service["LimitMEMLOCK"], service["RestrictRealtime"]) == ("infinity", "false")
+    assert service["SupplementaryGroups"].split() == ["gpio", "video"]
+    assert service["ExecReload"] == "/bin/kill -HUP $MAINPID"
+    # a loop that waits for a lock, or drains, is no loop that hangs
+    assert int(service["WatchdogSec"]) > 5
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+def test_systemd_understands_the_service(tmp_path: Path) -> None:
+    text = (ROOT / "deploy" / "reb-edge.service").read_text()
+    unit = tmp_path / "reb-edge.service"
+    unit.write_text(text.replace("/opt/reb-edge/bin/reb-edge", sys.executable))  # it looks whether the program is there
+    done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False)
+    complaints = [line for line in (done.stdout + done.stderr).splitlines() if "reb-edge" in line]
+    assert (done.returncode, complaints) == (0, [])
+
+
+def test_the_udev_rule_gives_gpio_chips_to_the_services_group() -> None:
+    rules = (ROOT / "deploy" / "99-reb-gpio.rules").read_text().splitlines()
+    (rule,) = [line for line in rules if line and not line.startswith("#")]
+    assert rule == 'SUBSYSTEM=="gpio", KERNEL=="gpiochip[0-9]*", GROUP="gpio", MODE="0660"'

@@ -64,7 +64,8 @@ def rejectors(monkeypatch: pytest.MonkeyPatch) -> list[DryRunRejector]:
 
 
 def journal(root: Path) -> list[dict[str, Any]]:
-    return journal_rows(root / "journal.db")
+    """Its rows, but for changes of state."""
+    return [row for row in journal_rows(root / "journal.db") if row.get("event") != "state"]
 
 
 def replay(root: Path, *more: str) -> int:
@@ -398,8 +399,8 @@ def test_an_audit_of_a_whole_journal_says_what_it_holds(config: Path, capsys: py
     for more in ([], ["--heads", str(kept)], ["--head", last]):
         assert audited(config.parent, *more) == 0
         said = capsys.readouterr().out
-        assert "10 rows (2 event, 4 evidence, 4 part)" in said
-        assert f"head: row 10 {last}" in said
+        assert "14 rows (6 event, 4 evidence, 4 part)" in said
+        assert f"head: row 14 {last}" in said
         assert "whole" in said
         assert ("and so is every head that was kept" in said) == bool(more)
         run = journal(config.parent)[0]["run"]
@@ -411,14 +412,14 @@ def test_an_audit_names_the_first_bad_row(config: Path, capsys: pytest.CaptureFi
     assert door.main(["run", "--config", str(config)]) == 0
     path, heads = config.parent / "journal.db", config.parent / "far" / "heads.txt"
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute("DELETE FROM chain WHERE id >= 9")
+        connection.execute("DELETE FROM chain WHERE id >= 13")
     assert audited(config.parent) == 0  # a chain alone cannot see its end
     assert audited(config.parent, "--heads", str(heads)) == 1
-    assert "row 9: missing, a head of row 10 was kept: the end was cut off" in capsys.readouterr().out
+    assert "row 13: missing, a head of row 14 was kept: the end was cut off" in capsys.readouterr().out
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE chain SET body = replace(body, 'REJECT', 'PASS') WHERE kind = 'part'")
     assert audited(config.parent) == 1
-    number = next(row for row, content in enumerate(journal(config.parent), start=1) if content.get("part") == 3)
+    number = next(row for row, content in enumerate(journal_rows(path), start=1) if content.get("part") == 3)
     assert f"row {number}: its hash does not follow" in capsys.readouterr().out
 
 
@@ -456,7 +457,7 @@ def test_an_export_has_every_verdict_and_every_picture(config: Path, capsys: pyt
     assert [(row["part"], row["outcome"]) for row in rows] == [(str(part), outcome) for part, outcome in enumerate(OUTCOMES, 1)]
     kept = [row for row in journal(root) if row["kind"] == "part"]
     assert [float(row["score"]) for row in rows] == [row["score"] for row in kept]
-    assert (rows[0]["row"], rows[0]["part_ref"], rows[0]["source"]) == ("2", "", "1.png")
+    assert (rows[0]["row"], rows[0]["part_ref"], rows[0]["source"]) == ("4", "", "1.png")
     copied = sorted(str(path.relative_to(root / "out")) for path in (root / "out").rglob("*.png"))
     run = kept[0]["run"]
     assert copied == [f"PASS/{run}-0000000{part}-PASS.png" for part in (1, 2, 4)] + [f"REJECT/{run}-00000003-REJECT.png"]
@@ -477,10 +478,10 @@ def test_an_export_leaves_out_what_was_changed_and_ends_with_1(config: Path, cap
     assert "copied 2 pictures" in said.out
     assert "not there any more: 1" in said.out
     with contextlib.closing(sqlite3.connect(root / "journal.db")) as connection, connection:
-        connection.execute("DELETE FROM chain WHERE id = 4")
+        connection.execute("DELETE FROM chain WHERE id = 7")
     assert door.main(argv) == 1
     said = capsys.readouterr()
-    assert "row 4: missing, row 5 comes next; rows before that are exported" in said.err
+    assert "row 7: missing, row 8 comes next; rows before that are exported" in said.err
     assert "2 rows" in said.out
 
 

@@ -21,11 +21,13 @@ from edge import StationError
 from edge.audit import audit
 from edge.chain import APPLICATION_ID
 from edge.journal import SqliteJournal
+from edge.judge import row_fields
 from edge.verdict import Arrival, Frame, Missing, Outcome, Verdict
 from tests.fakes import FakeClock, flat, journal_rows, tiny_calibration
 
 RUN = "20240101T000000.000000Z-7"
 CALIBRATION = tiny_calibration()
+JUDGED_WITH = row_fields("tiny", CALIBRATION)
 
 
 @pytest.fixture
@@ -35,7 +37,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def opened(path: Path, run: str = RUN, timeout_ms: float = 200) -> SqliteJournal:
-    return SqliteJournal(path, run, CALIBRATION, FakeClock(), timeout_ms=timeout_ms)
+    return SqliteJournal(path, run, FakeClock(), timeout_ms=timeout_ms)
 
 
 def arrival(part: int = 1, source: str = "good/1.png") -> Arrival:
@@ -56,7 +58,7 @@ def verdict(part: int = 1, score: float | None = 0.5, **changes: Any) -> Verdict
 
 
 def keep(journal: SqliteJournal, part: int, **changes: Any) -> None:
-    journal.announce(arrival(part))
+    journal.announce(arrival(part), JUDGED_WITH)
     journal.verdict(verdict(part, **changes))
 
 
@@ -77,7 +79,7 @@ def killed(journal: SqliteJournal) -> None:
 
 def test_a_verdict_is_one_row_with_everything_an_auditor_asks(path: Path) -> None:
     journal = opened(path)
-    keep(journal, 7)
+    keep(journal, 7, stages_ms={"capture": 2.0, "search": 3.4567})
     journal.close()
     (row,) = journal_rows(path)
     assert row.pop("recorded").endswith("+00:00")
@@ -101,6 +103,7 @@ def test_a_verdict_is_one_row_with_everything_an_auditor_asks(path: Path) -> Non
         "engine": "e" * 64,
         "calibration": CALIBRATION.digest,
         "part_ref": None,
+        "stages_ms": {"capture": 2.0, "search": 3.457},
     }
 
 
@@ -117,7 +120,7 @@ def test_the_trigger_is_as_long_ago_on_the_wall_as_on_the_monotonic_clock(path: 
 
 def test_a_part_without_a_picture_has_no_time_of_capture(path: Path) -> None:
     journal = opened(path)
-    journal.announce(Missing(1, 10**12, "a.png", "truncated"))
+    journal.announce(Missing(1, 10**12, "a.png", "truncated"), JUDGED_WITH)
     journal.verdict(verdict(1, None, outcome=Outcome.FAULT))
     journal.close()
     assert journal_rows(path)[0]["capture_ms"] is None
@@ -129,7 +132,7 @@ def test_every_commit_of_a_verdict_waits_for_the_disk(path: Path) -> None:
     keep(journal, 1)
     assert journal._connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     assert journal._connection.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
-    journal.announce(arrival(2))
+    journal.announce(arrival(2), JUDGED_WITH)
     assert journal._connection.execute("PRAGMA synchronous").fetchone() == (1,)  # NORMAL: an announcement alone
     statements: list[str] = []
     journal._connection.set_trace_callback(statements.append)
@@ -165,7 +168,7 @@ def test_whatever_is_written_is_read_back_and_the_chain_is_whole(
     path = tmp_path_factory.mktemp("journal") / "journal.db"
     journal = opened(path)
     for part, score in enumerate(scores, start=1):
-        journal.announce(arrival(part, text))
+        journal.announce(arrival(part, text), JUDGED_WITH)
         journal.verdict(verdict(part, score, reason=text))
     journal.close()
     found = journal_rows(path)
@@ -177,7 +180,7 @@ def test_whatever_is_written_is_read_back_and_the_chain_is_whole(
 
 def test_a_name_that_is_not_text_is_kept(path: Path) -> None:
     journal = opened(path)
-    journal.announce(arrival(1, "\udcff.png"))
+    journal.announce(arrival(1, "\udcff.png"), JUDGED_WITH)
     journal.verdict(verdict(1))
     journal.close()
     assert journal_rows(path)[0]["source"] == "\udcff.png"
@@ -213,7 +216,7 @@ def test_a_part_in_flight_when_the_process_died_is_a_fault_after_the_restart(pat
     journal = opened(path, "first")
     journal.event("started", {})
     keep(journal, 1)
-    journal.announce(arrival(2, "bad/2.png"))
+    journal.announce(arrival(2, "bad/2.png"), JUDGED_WITH)
     killed(journal)
     opened(path, "second").close()
     last, interrupted = journal_rows(path)[-2:]
@@ -243,7 +246,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes]:
     journal.event("started", {})
     for part in range(1, 21):
         keep(journal, part)
-    journal.announce(arrival(21))
+    journal.announce(arrival(21), JUDGED_WITH)
     data = path.read_bytes(), Path(f"{path}-wal").read_bytes()
     killed(journal)
     return data
@@ -280,7 +283,7 @@ def test_a_run_that_stopped_was_not_interrupted(path: Path) -> None:
 def test_a_part_that_an_interrupt_left_undecided_is_a_fault_when_the_journal_closes(path: Path) -> None:
     journal = opened(path)
     keep(journal, 1)
-    journal.announce(arrival(2))
+    journal.announce(arrival(2), JUDGED_WITH)
     journal.event("stopped", {"reason": "KeyboardInterrupt"})
     journal.close()
     assert parts(path) == [(1, "PASS"), (2, "FAULT")]
@@ -311,7 +314,7 @@ def test_a_lock_holds_a_row_up_no_longer_than_it_may_and_the_gap_is_recorded(pat
         for part in (2, 3):
             begun = time.monotonic()
             with pytest.raises(StationError, match=r"cannot be written \(locked for more than 100 ms; close the program"):
-                journal.announce(arrival(part))
+                journal.announce(arrival(part), JUDGED_WITH)
             with pytest.raises(StationError, match="locked for more than 100 ms"):
                 journal.verdict(verdict(part))
             assert time.monotonic() - begun < 5
@@ -335,7 +338,7 @@ def test_a_gap_at_the_end_is_recorded_when_the_journal_closes(path: Path) -> Non
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(StationError):
-            journal.announce(arrival(1))
+            journal.announce(arrival(1), JUDGED_WITH)
         with pytest.raises(StationError):
             journal.verdict(verdict(1))
     journal.close()
@@ -380,7 +383,7 @@ def test_a_file_that_is_taken_away_is_noticed(path: Path, replaced: bool) -> Non
     if replaced:
         path.write_bytes(b"")
     with pytest.raises(StationError, match="No such file" if not replaced else "another file has taken its place"):
-        journal.announce(arrival(2))
+        journal.announce(arrival(2), JUDGED_WITH)
     killed(journal)
 
 
@@ -389,21 +392,21 @@ import contextlib, resource, signal, sys
 from pathlib import Path
 from edge import StationError
 from edge.verdict import Outcome
-from tests.test_journal import arrival, opened, verdict
+from tests.test_journal import JUDGED_WITH, arrival, opened, verdict
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 journal = opened(Path(sys.argv[1]))
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
 kept = []
 for part in range(1, 200):
     with contextlib.suppress(StationError):  # as the station does: the FAULT of a part that was not announced is kept too
-        journal.announce(arrival(part))
+        journal.announce(arrival(part), JUDGED_WITH)
     try:
         journal.verdict(verdict(part))
         kept.append(part)
     except StationError as error:
         complaint = str(error)
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-journal.announce(arrival(200))
+journal.announce(arrival(200), JUDGED_WITH)
 journal.verdict(verdict(200))
 journal.close()
 print(len(kept), complaint)
@@ -533,4 +536,35 @@ def test_closing_twice_is_harmless_and_writing_after_it_refused(path: Path) -> N
     journal.close()
     journal.close()
     with pytest.raises(StationError, match="cannot be written"):
-        journal.announce(arrival())
+        journal.announce(arrival(), JUDGED_WITH)
+
+
+def test_while_another_program_holds_the_lock_the_clock_sleeps_in_short_steps(path: Path) -> None:
+    clock = FakeClock()
+    journal = SqliteJournal(path, RUN, clock, timeout_ms=200)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        before, begun_ns = len(clock.slept_until), clock.now_ns()
+        with pytest.raises(StationError, match="locked for more than 200 ms"):
+            journal.event("one", {})
+        slept = [when - begun_ns for when in clock.slept_until[before:]]
+        assert slept == [step * 2_000_000 for step in range(1, 101)]  # the beat goes on meanwhile, every 2 ms
+    journal.event("two", {})
+    journal.close()
+    assert [name for name, _ in events(path)] == ["two"]
+
+
+def test_a_lock_that_is_let_go_in_time_costs_no_row(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+
+        class Letting(FakeClock):
+            def sleep_until_ns(self, when_ns: int) -> None:
+                super().sleep_until_ns(when_ns)
+                if len(self.slept_until) == 30:
+                    other.execute("COMMIT")
+
+        journal = SqliteJournal(path, RUN, Letting(), timeout_ms=200)
+        other.execute("BEGIN IMMEDIATE")
+        keep(journal, 1)
+        journal.close()
+    assert [part for part, _ in parts(path)] == [1]

@@ -63,7 +63,7 @@ class Line:
             self.schedule.advance(self.ns)
             if self.beats and due == self._next_beat:
                 self._next_beat += 20
-                self.schedule.heartbeat(self.ns)
+                self.schedule.heartbeat(self.ns, True)
             self.look()
             if due == ms and not (self.beats and self._next_beat == ms):
                 return self.schedule
@@ -223,13 +223,13 @@ def test_lost_vision_rejects_all_that_is_in_flight_and_ready_drops() -> None:
 def test_vision_that_comes_back_passes_only_what_triggers_from_then_on() -> None:
     line = Line(beats=False)
     before = line.part(10)
-    line.at(20).heartbeat(line.ns)
+    line.at(20).heartbeat(line.ns, True)
     line.look()
     after = line.part(30)
     line.verdict(40, before, True)
     line.verdict(40, after, True)
-    line.at(65).heartbeat(line.ns)
-    line.at(114).heartbeat(line.ns)
+    line.at(65).heartbeat(line.ns, True)
+    line.at(114).heartbeat(line.ns, True)
     line.at(500)
     assert line.ready == [(0, False), (20, True), (164, False)]
     assert line.trace == [(0, False), (110, True), (120, False)]
@@ -237,26 +237,129 @@ def test_vision_that_comes_back_passes_only_what_triggers_from_then_on() -> None
 
 
 def test_where_vision_announces_the_parts_its_loss_rejects_all_the_time() -> None:
-    line = Line(dataclasses.replace(SETTINGS, announced=True), beats=False)
-    line.at(10).heartbeat(line.ns)
+    line = Line(dataclasses.replace(SETTINGS, announced=True))
+    line.at(200).announce(line.ns, 1, line.ns - 5 * MS)
+    line.verdict(210, 1, True)
+    line.beats = False  # the last one came at 200
+    line.at(300).heartbeat(line.ns, True)
+    line.beats, line._next_beat = True, 320
+    line.at(600)
+    # what was under way, unseen, when vision came is past the ejector, and clear of it, 115 ms later
+    assert line.trace == [(0, True), (115, False), (250, True), (415, False)]
+
+
+def not_ready(line: Line, ms: int, until: int) -> None:
+    """Vision is alive, and says from `ms` to `until` that its station is not ready."""
+    line.at(ms)
+    line.beats = False
+    for now in range(ms, until, 20):
+        line.at(now).heartbeat(line.ns, False)
+        line.look()
+    line.at(until).heartbeat(line.ns, True)
     line.look()
-    line.schedule.announce(line.ns, 1, line.ns - 5 * MS)
-    line.verdict(20, 1, True)
-    line.at(300).heartbeat(line.ns)
+    line.beats, line._next_beat = True, until + 20
+
+
+def test_while_the_station_is_not_ready_no_part_of_a_trigger_line_gets_its_pass_and_those_that_have_it_keep_it() -> None:
+    line = Line()
+    passed, undecided = line.part(0, 10, passed=True), line.part(30)
+    not_ready(line, 40, 80)
+    line.verdict(90, undecided, True)
+    line.part(100, 110, passed=True)
+    line.at(500)
+    assert passed == 1
+    assert line.ready == [(0, False), (0, True), (40, False), (80, True)]
+    assert line.trace == [(0, False), (130, True), (140, False)]
+    assert line.counted() == {"TRIGGERED": 3, "NOT_READY": 1, "LATE": 1, "REJECTED": 1, "PASSED": 2}
+
+
+def test_a_part_that_triggers_while_the_station_is_not_ready_never_passes() -> None:
+    line = Line()
+    not_ready(line, 20, 30)
+    line.beats = False
+    line.at(40).heartbeat(line.ns, False)
+    number = line.schedule.trigger(line.ns, line.ns)
+    line.at(45).heartbeat(line.ns, True)
+    line.beats, line._next_beat = True, 60
+    line.verdict(50, number, True)
+    line.at(500)
+    assert line.trace == [(0, False), (140, True), (150, False)]
+
+
+def test_a_pass_that_comes_while_the_station_is_not_ready_is_none() -> None:
+    line = Line()
+    number = line.part(20)
+    line.at(30).heartbeat(line.ns, False)
+    line.verdict(31, number, True)
+    line.at(500)
+    assert line.trace == [(0, False), (120, True), (130, False)]
+
+
+def test_where_vision_announces_the_parts_a_station_that_is_not_ready_rejects_all_the_time() -> None:
+    line = Line(dataclasses.replace(SETTINGS, announced=True))
+    line.at(200).announce(line.ns, 1, line.ns)
+    line.verdict(210, 1, True)
+    not_ready(line, 250, 290)
+    line.at(330).announce(line.ns, 2, line.ns)
+    line.verdict(340, 2, True)
+    line.at(600)
+    # part 1 has its PASS, but beside it may be one that nobody saw: all is rejected until 290 + 115
+    assert line.trace == [(0, True), (115, False), (250, True), (405, False)]
+    assert line.counted() == {"TRIGGERED": 2, "REVOKED": 1, "REJECTED": 1, "PASSED": 1, "NOT_READY": 1}
+
+
+def test_an_announced_part_close_behind_one_that_nobody_saw_goes_with_it() -> None:
+    line = Line(dataclasses.replace(SETTINGS, announced=True))
+    for number, ms in ((1, 14), (2, 15)):  # what came just before vision did is clear of the ejector at 115
+        line.at(ms).announce(line.ns, number, line.ns)
+    line.verdict(30, 1, True)
+    line.verdict(30, 2, True)
+    line.at(500)
+    assert line.schedule.counts[Count.NEIGHBOURS] == 2  # the second touches the first
+    assert line.trace == [(0, True), (125, False)]
+
+
+def test_parts_under_way_when_the_lines_are_taken_are_rejected() -> None:
+    line = Line(beats=False)
+    line.schedule.begin(line.ns)
     line.look()
-    line.at(320)
-    assert line.trace == [(0, True), (10, False), (60, True), (300, False)]
+    line.beats = True
+    line.part(50, 60, passed=True)
+    line.at(500)
+    assert line.trace == [(0, False), (0, True), (115, False)]
+    assert line.counted() == {"TRIGGERED": 1, "PASSED": 1}
+
+
+def test_parts_under_way_when_the_lines_are_taken_are_rejected_however_slow_the_conveyor() -> None:
+    line = Line(Settings(20, 4, 1, 80 * MS, 50 * MS, encoder=True, announced=False))
+    line.schedule.begin(line.ns)
+    line.look()
+    line.at(10_000).encode(line.ns, 24)
+    line.look()
+    line.at(20_000).encode(line.ns, 1)
+    line.look()
+    assert line.trace == [(0, False), (0, True), (20_000, False)]
+
+
+def test_a_reject_may_come_ahead_of_its_turn() -> None:
+    line = Line()
+    first, second = line.part(0), line.part(40)
+    line.verdict(45, second, False)
+    line.verdict(46, first, True)
+    line.at(500)
+    assert line.trace == [(0, False), (140, True), (150, False)]
+    assert line.counted() == {"TRIGGERED": 2, "PASSED": 1, "REJECTED": 1}
 
 
 def test_announcements_that_cannot_be_right_are_rejected() -> None:
     line = Line(dataclasses.replace(SETTINGS, announced=True))
-    line.at(10).announce(line.ns, 5, line.ns)
+    line.at(210).announce(line.ns, 5, line.ns)
     line.schedule.announce(line.ns, 5, line.ns)  # twice
-    line.at(40).announce(line.ns, 6, line.ns + 40 * MS)  # in the future: from now on
-    line.verdict(45, 5, True)
-    line.verdict(45, 6, True)
+    line.at(240).announce(line.ns, 6, line.ns + 40 * MS)  # in the future: from now on
+    line.verdict(245, 5, True)
+    line.verdict(245, 6, True)
     line.at(500)
-    assert line.trace == [(0, True), (0, False), (110, True), (120, False), (140, True), (150, False)]
+    assert line.trace == [(0, True), (115, False), (310, True), (320, False), (340, True), (350, False)]
     assert line.schedule.counts[Count.BAD_TRIGGER] == 2
 
 
@@ -398,7 +501,7 @@ def test_a_confirmation_from_before_the_window_is_none() -> None:
 
 def test_a_clock_that_jumps_over_a_window_stops_the_line() -> None:
     schedule = Schedule(SETTINGS)
-    schedule.heartbeat(START * MS)
+    schedule.heartbeat(START * MS, True)
     schedule.trigger(START * MS, START * MS)
     schedule.advance((START + 5000) * MS)
     assert schedule.outputs == Outputs(reject=True, ready=False, fault=True)
@@ -444,12 +547,14 @@ class AnyOrder(RuleBasedStateMachine):
         self.asked: set[int] = set()  # parts that a verdict named
         self.hopeful: set[int] = set()  # triggered while vision was alive, and not lost since
         self.passes: set[int] = set()
-        self.highest = 0
+        self.highest = 0  # number that a PASS named
         self.alive_until = -1
+        self.ready_since: int | None = None
 
     def lost(self) -> None:
         """All whose window has not opened are rejected."""
         self.hopeful = set()
+        self.ready_since = None
         self.passes = {number for number in self.passes if self.triggers[number] + TRAVEL <= self.line.now}
 
     def go(self, ms: int) -> None:
@@ -464,11 +569,17 @@ class AnyOrder(RuleBasedStateMachine):
     def wait(self, ms: int) -> None:
         self.go(ms)
 
-    @rule()
-    def beat(self) -> None:
-        self.line.schedule.heartbeat(self.line.ns)
+    @rule(ready=st.sampled_from([True, True, True, False]))
+    def beat(self, ready: bool) -> None:
+        self.line.schedule.heartbeat(self.line.ns, ready)
         self.line.look()
         self.alive_until = self.line.now + HEARTBEAT
+        if not ready and self.announced:
+            self.lost()
+        elif not ready:  # those that passed keep it
+            self.hopeful, self.ready_since = set(), None
+        elif self.ready_since is None:
+            self.ready_since = self.line.now
 
     @rule()
     def vision_dies(self) -> None:
@@ -486,7 +597,7 @@ class AnyOrder(RuleBasedStateMachine):
         else:
             assert self.line.schedule.trigger(self.line.ns, (START + at) * MS) == number
         self.triggers[number] = at
-        if self.alive_until >= 0:
+        if self.ready_since is not None:
             self.hopeful.add(number)
 
     @precondition(lambda self: self.triggers)
@@ -495,7 +606,9 @@ class AnyOrder(RuleBasedStateMachine):
         number = len(self.triggers) - back
         now = self.line.now
         self.line.schedule.verdict(self.line.ns, number, passed)
-        in_order, self.highest = number > self.highest, max(number, self.highest)
+        in_order = number > self.highest
+        if passed:
+            self.highest = max(number, self.highest)
         if number not in self.triggers:
             return
         opened = self.triggers[number] + TRAVEL <= now
@@ -538,8 +651,12 @@ class AnyOrder(RuleBasedStateMachine):
         for number, start in past.items():
             if number not in passes:
                 assert self.covered(start, start + PULSE), (number, self.line.trace)
-        if self.announced:
-            return  # while vision is lost everything is rejected, parts that passed too
+        assert self.line.schedule.outputs.ready == (self.ready_since is not None)
+        if self.announced:  # while vision is lost everything is rejected, parts that passed too
+            if not self.line.trace[-1][1]:
+                assert self.ready_since is not None
+                assert now >= self.ready_since + TRAVEL + PULSE + self.separation
+            return
         windows = sorted(self.triggers.values())
         for number, start in past.items():
             if number in passes and self.touched(start, start + PULSE):

@@ -46,6 +46,17 @@ def test_it_rejects_once_closed_and_may_be_closed_twice(rejector: AnyRejector, l
     assert rejector.rejecting
 
 
+def test_one_that_must_not_pass_any_part_rejects() -> None:
+    rejector = DryRunRejector()
+    rejector.set_ready(True)
+    assert rejector.rejecting  # until a part passes
+    rejector.apply(verdict(1, Outcome.PASS))
+    rejector.set_ready(True)
+    assert not rejector.rejecting
+    rejector.set_ready(False)
+    assert rejector.rejecting
+
+
 def test_the_dry_run_counts() -> None:
     rejector = DryRunRejector()
     for part, outcome in enumerate([Outcome.PASS, Outcome.REJECT, Outcome.FAULT, Outcome.PASS, Outcome.FAULT], start=1):

@@ -19,7 +19,7 @@ import pytest
 from edge import StationError
 from edge.lines import LineSpec
 from edge.rejector import ProcessRejector
-from edge.rejector_process import Setup
+from edge.rejector_process import Setup, take_over
 from edge.schedule import Count, Settings
 from edge.verdict import Outcome, Verdict
 
@@ -33,12 +33,24 @@ VISION = """
 import sys, time
 from pathlib import Path
 from edge.rejector import ProcessRejector
-from edge.rejector_process import Setup
+from edge.rejector_process import Setup, take_over
 rejector = ProcessRejector(Setup.from_json(sys.argv[1]))
 print(rejector.pid, flush=True)
+rejector.set_ready(True)
 while True:
     rejector.beat()
     time.sleep(0.005)
+"""
+
+HOLDER = """
+import fcntl, os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+file = open(sys.argv[1], "w")
+fcntl.flock(file, fcntl.LOCK_EX)
+file.write(str(os.getpid()))
+file.flush()
+print(flush=True)
+time.sleep(600)
 """
 
 
@@ -80,6 +92,7 @@ def start(log: Path) -> Iterator[Callable[..., ProcessRejector]]:
 
     def begin(settings: Settings = SETTINGS, inputs: int | None = None) -> ProcessRejector:
         started.append(ProcessRejector(setup(log, settings, inputs)))
+        started[-1].set_ready(True)
         return started[-1]
 
     yield begin
@@ -94,7 +107,8 @@ Start = Callable[..., ProcessRejector]
 
 def test_it_passes_and_rejects_as_told_and_reports(start: Start, log: Path) -> None:
     rejector = start()
-    wait_for(lambda: rejector.ready, rejector.beat)
+    wait_for(lambda: levels(log, "reject") == [False, True], rejector.beat)  # what was under way is past the ejector
+    assert rejector.ready
     for part, outcome in enumerate([Outcome.PASS, Outcome.REJECT, Outcome.FAULT, Outcome.PASS], start=1):
         rejector.announce(part, time.monotonic_ns())
         rejector.apply(verdict(part, outcome))
@@ -112,6 +126,7 @@ def test_it_passes_and_rejects_as_told_and_reports(start: Start, log: Path) -> N
 
 def test_a_part_without_a_verdict_is_rejected(start: Start, log: Path) -> None:
     rejector = start()
+    wait_for(lambda: levels(log, "reject") == [False, True], rejector.beat)
     rejector.announce(1, time.monotonic_ns())
     rejector.drain()
     assert levels(log, "reject") == [False, True, False, True]
@@ -128,6 +143,7 @@ def test_a_lost_heartbeat_rejects_and_ready_drops_and_comes_back(start: Start, l
 def test_triggers_of_the_line_come_up_with_their_numbers(start: Start, log: Path) -> None:
     read, write = os.pipe2(os.O_NONBLOCK)
     rejector = start(dataclasses.replace(SETTINGS, announced=False), read)
+    wait_for(lambda: levels(log, "reject") == [False, True], rejector.beat)
     stamps = [time.monotonic_ns(), time.monotonic_ns() + 1]
     os.write(write, "".join(f"trigger 1 {at}\ntrigger 0 {at}\n" for at in stamps).encode())
     assert [rejector.next_trigger(LONG_S) for _ in stamps] == [(1, stamps[0]), (2, stamps[1])]
@@ -152,7 +168,7 @@ def test_vision_that_dies_or_hangs_leaves_every_part_rejected(log: Path, how: si
     assert vision.stdout is not None
     pid = int(vision.stdout.readline())
     try:
-        wait_for(lambda: levels(log, "ready") == [False, True])
+        wait_for(lambda: levels(log, "ready") == [False, True] == levels(log, "reject"))
         vision.send_signal(how)
         wait_for(lambda: levels(log, "ready") == [False, True, False])
         if triggered:  # parts still come: the rejector rejects each by itself
@@ -220,3 +236,50 @@ print([name for name in sys.modules if name.split(".")[0] in heavy or name.start
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_next_station_takes_the_lines_over_from_the_process_that_a_dead_one_left_behind(tmp_path: Path) -> None:
+    old, new, claim = tmp_path / "old.log", tmp_path / "new.log", str(tmp_path / "journal.db-rejector")
+    read, write = os.pipe2(os.O_NONBLOCK)  # parts could still come: it stays
+    left = dataclasses.replace(setup(old, dataclasses.replace(SETTINGS, announced=False), read), claim=claim)
+    vision = subprocess.Popen(
+        [sys.executable, "-c", VISION, left.to_json()], stdout=subprocess.PIPE, text=True, pass_fds=[read]
+    )
+    os.close(read)
+    assert vision.stdout is not None
+    pid = int(vision.stdout.readline())
+    wait_for(lambda: levels(old, "reject") == [False, True])
+    vision.kill()
+    vision.wait()
+    vision.stdout.close()
+    wait_for(lambda: levels(old, "ready")[-1] is False)
+    assert Path(f"/proc/{pid}").exists()
+    settings = dataclasses.replace(SETTINGS, announced=False)
+    rejector = ProcessRejector(dataclasses.replace(setup(new, settings), claim=claim))
+    try:
+        # the old one is gone before the new one drives anything, with its outputs left rejecting
+        assert not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2]
+        assert levels(old, "reject")[-1] is False
+        assert Path(claim).read_text() == f"{rejector.pid}\n"
+        rejector.set_ready(True)
+        wait_for(lambda: levels(new, "reject") == [False, True], rejector.beat)
+        rows = [line.split() for line in new.read_text().splitlines()]
+        taken, passes = (int(next(at for at, name, level in rows if name == "reject" and level == wanted)) for wanted in "01")
+        assert passes - taken >= SETTINGS.travel + SETTINGS.pulse  # what was under way is past the ejector
+    finally:
+        os.close(write)
+        rejector.close()
+
+
+def test_a_process_that_does_not_heed_is_ended_by_force_and_a_number_given_anew_is_left_alone(tmp_path: Path) -> None:
+    claim = tmp_path / "claim"
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(claim)], stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    os.close(take_over(str(claim)))
+    assert holder.wait(LONG_S) == -signal.SIGKILL
+    holder.stdout.close()
+    claim.write_text(f"{os.getppid()}\n")  # nobody holds it: whoever has that number now has nothing to do with it
+    os.close(take_over(str(claim)))
+    assert claim.read_text() == f"{os.getpid()}\n"
+    assert Path(f"/proc/{os.getppid()}").exists()

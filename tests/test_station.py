@@ -13,19 +13,35 @@ from hypothesis import strategies as st
 
 from edge import StationError
 from edge.camera import Camera
+from edge.judge import Judge
 from edge.rejector import Rejector
-from edge.station import Station, Statistics
+from edge.station import Station
+from edge.statistics import Statistics
 from edge.verdict import Arrival, Missing, Outcome, Verdict
 from engines import EngineError
 from engines.images import Image
-from tests.fakes import FakeCamera, FakeClock, FakeJournal, FakeRejector, FakeScorer, Keeping, Scoring, flat
+from engines.search import Score
+from tests.fakes import (
+    FakeCamera,
+    FakeClock,
+    FakeJournal,
+    FakeRejector,
+    FakeScorer,
+    Keeping,
+    Scoring,
+    flat,
+    judge_of,
+    score_of,
+    tiny_calibration,
+)
 
 THRESHOLD, DEADLINE_MS = 2.5, 100.0
 PICTURE = flat(1, (16, 16))
 
 
 def build(scorer: FakeScorer, rejector: Rejector, journal: FakeJournal, clock: FakeClock) -> Station:
-    return Station(scorer=scorer, threshold=THRESHOLD, rejector=rejector, journal=journal, clock=clock, deadline_ms=DEADLINE_MS)
+    judge = judge_of(scorer, THRESHOLD)
+    return Station(judge=judge, rejector=rejector, journal=journal, clock=clock, deadline_ms=DEADLINE_MS)
 
 
 @dataclass(frozen=True)
@@ -142,8 +158,7 @@ def test_at_the_threshold_passes_and_the_next_number_above_rejects(threshold: fl
     above = math.nextafter(threshold, math.inf)
     clock = FakeClock()
     station = Station(
-        scorer=FakeScorer(clock, [Scoring(threshold), Scoring(above)]),
-        threshold=threshold,
+        judge=judge_of(FakeScorer(clock, [Scoring(threshold), Scoring(above)]), threshold),
         rejector=FakeRejector(),
         journal=FakeJournal(clock),
         clock=clock,
@@ -205,9 +220,9 @@ def test_a_part_is_announced_before_it_is_judged() -> None:
     seen: list[list[int]] = []
 
     class Watching(FakeScorer):
-        def score(self, image: Image, timeout_s: float) -> float:
+        def score(self, image: Image, timeout_s: float) -> Score:
             seen.append(list(journal.announced))
-            return 0.0
+            return score_of(0.0)
 
     station = build(Watching(clock, []), FakeRejector(), journal, clock)
     station.run(FakeCamera(clock, [PICTURE, None, PICTURE]), lambda verdict: None)
@@ -223,8 +238,7 @@ def test_pictures_are_offered_after_the_line_was_told() -> None:
             offered.append((verdict, int(image[0, 0, 0]), list(rejector.trace)))
 
     station = Station(
-        scorer=FakeScorer(clock, [Scoring(0.0), Scoring(9.0)]),
-        threshold=THRESHOLD,
+        judge=judge_of(FakeScorer(clock, [Scoring(0.0), Scoring(9.0)]), THRESHOLD),
         rejector=rejector,
         journal=FakeJournal(clock),
         clock=clock,
@@ -306,9 +320,9 @@ def test_a_camera_that_is_lost_ends_the_run_and_nothing_passes_after_it() -> Non
 
 def test_a_clock_that_goes_back_while_a_part_is_scored_faults_it() -> None:
     class Back(FakeScorer):
-        def score(self, image: object, timeout_s: float) -> float:
+        def score(self, image: object, timeout_s: float) -> Score:
             clock.advance_ms(-10_000)
-            return 0.0
+            return score_of(0.0)
 
     clock = FakeClock()
     verdicts: list[Verdict] = []
@@ -321,14 +335,7 @@ def test_a_clock_that_goes_back_while_a_part_is_scored_faults_it() -> None:
 def test_without_a_threshold_nothing_is_judged(threshold: float) -> None:
     clock = FakeClock()
     with pytest.raises(StationError, match="expected a finite number; calibrate this station"):
-        Station(
-            scorer=FakeScorer(clock, []),
-            threshold=threshold,
-            rejector=FakeRejector(),
-            journal=FakeJournal(clock),
-            clock=clock,
-            deadline_ms=100,
-        )
+        Judge("tiny", FakeScorer(clock, []), tiny_calibration().model_copy(update={"threshold": threshold}))
 
 
 @pytest.mark.parametrize("deadline_ms", [math.nan, math.inf, -math.inf, 0, -1])
@@ -336,8 +343,7 @@ def test_without_a_deadline_nothing_is_judged(deadline_ms: float) -> None:
     clock = FakeClock()
     with pytest.raises(StationError, match="ms, expected above 0"):
         Station(
-            scorer=FakeScorer(clock, []),
-            threshold=1.0,
+            judge=judge_of(FakeScorer(clock, []), 1.0),
             rejector=FakeRejector(),
             journal=FakeJournal(clock),
             clock=clock,
@@ -394,7 +400,7 @@ def test_each_part_is_announced_with_its_trigger_before_it_is_judged_and_the_loo
     ran = run([Part(), Part(None), Part(age_ms=40.0)])
     assert [part for part, _ in ran.rejector.announced] == [1, 2, 3]
     assert len({trigger_ns for _, trigger_ns in ran.rejector.announced}) == 2  # the clock stood, and one part was older
-    assert ran.rejector.beats == 3
+    assert ran.rejector.beats == 4  # before each part, and before the end
 
 
 def test_a_part_that_cannot_be_announced_is_a_fault() -> None:

@@ -118,7 +118,7 @@ class ByLine:
         self.clock = FakeClock()
         self.line = Line()
         self.fired = 0
-        self.triggers = LineTriggers(self.line, LIMIT)
+        self.triggers = LineTriggers(self.line, waiting=LIMIT)
 
     def fire(self, part_ref: str) -> None:
         self.clock.advance_ms(100)

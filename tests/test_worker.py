@@ -6,9 +6,9 @@ Waits that must end in a timeout are short; waits that must not are long, and en
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 
-import numpy as np
 import pytest
 
 from edge import StationError
@@ -16,7 +16,7 @@ from edge.worker import InspectorThread
 from engines import EngineError
 from engines.images import Image
 from engines.inspector import Inspector, Score
-from tests.fakes import flat
+from tests.fakes import flat, score_of
 
 SHORT_S, LONG_S = 0.05, 30.0
 
@@ -44,7 +44,7 @@ class FakeInspector(Inspector):
             assert self.release.wait(LONG_S)
         if grey == 13 and self._error is not None:
             raise self._error
-        return Score(float(grey), np.zeros((1, 1), np.float32))
+        return score_of(float(grey))
 
     def close(self) -> None:
         self.threads.append(threading.current_thread().name)
@@ -72,7 +72,7 @@ Start = Callable[[FakeInspector], InspectorThread]
 def test_it_scores_and_closes_in_a_thread_of_its_own(start: Start) -> None:
     inspector = FakeInspector()
     worker = start(inspector)
-    assert [worker.score(flat(grey), LONG_S) for grey in (3, 1, 2)] == [3.0, 1.0, 2.0]
+    assert [worker.score(flat(grey), LONG_S).value for grey in (3, 1, 2)] == [3.0, 1.0, 2.0]
     worker.close()
     assert inspector.closed == 1
     assert set(inspector.threads) == {"inspector"}
@@ -102,11 +102,11 @@ def test_a_failure_to_open_is_raised_to_the_caller(error: BaseException) -> None
 @pytest.mark.parametrize("error", [EngineError("bad image"), ValueError("x"), MemoryError(), StopIteration(), SystemExit(1)])
 def test_what_scoring_raises_reaches_the_part_that_it_belongs_to_and_no_other(start: Start, error: BaseException) -> None:
     worker = start(FakeInspector(error))
-    assert worker.score(flat(1), LONG_S) == 1.0
+    assert worker.score(flat(1), LONG_S).value == 1.0
     with pytest.raises(type(error)) as raised:
         worker.score(flat(13), LONG_S)
     assert raised.value is error
-    assert worker.score(flat(2), LONG_S) == 2.0
+    assert worker.score(flat(2), LONG_S).value == 2.0
 
 
 def test_a_hung_job_misses_its_deadline_and_so_does_every_part_while_it_hangs(start: Start) -> None:
@@ -126,8 +126,8 @@ def test_it_recovers_and_a_late_result_is_taken_for_no_later_part(start: Start) 
     with pytest.raises(TimeoutError):
         worker.score(flat(255), SHORT_S)
     threading.Timer(SHORT_S, inspector.release.set).start()  # while the next part waits
-    assert worker.score(flat(1), LONG_S) == 1.0
-    assert worker.score(flat(2), LONG_S) == 2.0
+    assert worker.score(flat(1), LONG_S).value == 1.0
+    assert worker.score(flat(2), LONG_S).value == 2.0
 
 
 def test_a_late_error_is_taken_for_no_later_part(start: Start) -> None:
@@ -137,7 +137,7 @@ def test_a_late_error_is_taken_for_no_later_part(start: Start) -> None:
     with pytest.raises(TimeoutError):
         worker.score(flat(255), SHORT_S)
     inspector.release.set()
-    assert worker.score(flat(1), LONG_S) == 1.0
+    assert worker.score(flat(1), LONG_S).value == 1.0
 
 
 def hang_then_fail(inspector: FakeInspector) -> Callable[[Image], Score]:
@@ -145,7 +145,7 @@ def hang_then_fail(inspector: FakeInspector) -> Callable[[Image], Score]:
         if image[0, 0, 0] == 255:
             inspector.release.wait(LONG_S)
             raise EngineError("too late to matter")
-        return Score(float(image[0, 0, 0]), np.zeros((1, 1), np.float32))
+        return score_of(float(image[0, 0, 0]))
 
     return score
 
@@ -157,7 +157,7 @@ def test_a_result_that_came_right_after_its_deadline_is_dropped(start: Start) ->
         worker.score(flat(255), SHORT_S)
     inspector.release.set()
     while len(inspector.scored) < 2:  # the thread is free and has taken up the next part
-        assert worker.score(flat(7), LONG_S) == 7.0
+        assert worker.score(flat(7), LONG_S).value == 7.0
     assert inspector.scored == [255, 7]
 
 
@@ -167,7 +167,7 @@ def test_a_part_that_is_late_already_is_not_scored_at_all(start: Start, timeout_
     worker = start(inspector)
     with pytest.raises(TimeoutError, match="no time left"):
         worker.score(flat(1), timeout_s)
-    assert worker.score(flat(2), LONG_S) == 2.0
+    assert worker.score(flat(2), LONG_S).value == 2.0
     assert inspector.scored == [2]
 
 
@@ -212,7 +212,7 @@ def test_the_loop_beats_while_it_waits_and_only_then() -> None:
             inspector.release.set()
 
     worker = InspectorThread(lambda: inspector, beat)
-    assert worker.score(flat(255), LONG_S) == 255.0
+    assert worker.score(flat(255), LONG_S).value == 255.0
     worker.close()
     assert len(beats) >= 3
     assert set(beats) == {threading.current_thread()}
@@ -228,3 +228,22 @@ def test_what_a_beat_raises_ends_the_wait() -> None:
         worker.score(flat(255), LONG_S)
     inspector.release.set()
     worker.close()
+
+
+def test_a_backend_that_hangs_on_past_its_deadline_is_a_fault_until_it_is_free(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inspector = FakeInspector()
+    worker = start(inspector)
+    assert worker.fault == ""
+    with pytest.raises(TimeoutError):
+        worker.score(flat(255), SHORT_S)
+    assert worker.fault == ""  # slow, so far
+    real = time.monotonic
+    monkeypatch.setattr("edge.worker.time.monotonic", lambda: real() + 3)
+    assert worker.fault == "the backend hangs in one image, for 3 s after its deadline"
+    inspector.release.set()
+    assert worker.score(flat(1), LONG_S).value == 1.0
+    assert worker.fault == ""
+    worker.close()
+    assert worker.fault == "the scoring thread has ended"

@@ -1,0 +1,23 @@
+"""A person's hold: while it is on, the station is not ready and every part is rejected."""
+
+from __future__ import annotations
+
+
+class Hold:
+    """Safe to share between threads."""
+
+    def __init__(self) -> None:
+        """Start without a hold."""
+        self._held = False
+
+    def halt(self) -> None:
+        """From the next turn of the deciding loop on, no part passes."""
+        self._held = True
+
+    def resume(self) -> None:
+        """Judge again, as soon as all else is good."""
+        self._held = False
+
+    def fault(self) -> str:
+        """Why the station is not ready; "" where nobody holds it."""
+        return "somebody holds it (POST /halt); POST /resume lets it go on" if self._held else ""
