@@ -95,7 +95,7 @@ def run_station(
             conditions=[Condition("disk", DiskSpace(config.journal.parent, clock).fault), Condition("hold", hold.fault)],
             waiting=intake.waiting,
             rest=intake.rest,
-            on_state=lambda transition: _tell_state(transition, notifier, station, intake, f"{config.station} ready", described),
+            on_state=lambda transition: _tell_state(transition, notifier, station, intake, config.station, described),
         )
         screen = Screen(station.status, _print_verdict)
         outer.callback(screen.close)
@@ -154,12 +154,12 @@ def _run(
 
 
 def _tell_state(
-    transition: Transition, notifier: Notifier, station: Station, intake: Intake, ready: str, described: str
+    transition: Transition, notifier: Notifier, station: Station, intake: Intake, name: str, described: str
 ) -> None:
     notifier.status(f"{transition.after.value}: {transition.reason}")
     if transition.after is State.READY:
         limits = f"threshold {station.judge_with.threshold:.6g}, deadline {station.deadline_ms:g} ms"
-        console.say(f"{ready}: {limits}, {described}")
+        console.say(f"{name} ready: {limits}, {described}")
         notifier.ready()
         intake.begin()
     elif transition.after is State.INITIALIZED and transition.before.passes:
