@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
+import itertools
 import json
 import sys
 import tempfile
@@ -76,10 +78,10 @@ def _run(arguments: argparse.Namespace) -> int:
     pool = score_pool(arguments.data, arguments.weights, arguments.bank, arguments.pool, arguments.threads)
     rows = []
     with console.progress("splits") as advance:
-        conditions = [(name, count) for name in CONDITIONS for count in COUNTS if count < arguments.pool]
-        for number, (name, count) in enumerate(conditions, 1):
-            rows += measure(pool, name, count, arguments.splits)
-            advance(number, len(conditions))
+        drawn = [(draw, count) for draw in DRAWS for count in COUNTS if count < arguments.pool]
+        for number, (draw, count) in enumerate(drawn, 1):
+            rows += measure(pool, draw, count, arguments.splits)
+            advance(number, len(drawn))
     show(rows)
     parts = len(set(pool.part.tolist()))
     console.say(f"{len(pool.scores)} pictures of {parts} parts, {arguments.splits} splits, bundle fitted on {arguments.bank}")
@@ -166,55 +168,59 @@ def _blur(image: Image) -> Image:
 
 CHANGES: dict[str, Callable[[Image], Image]] = {"gamma": _gamma, "blur": _blur}
 
-Split = tuple[Parts, Parts]
-"""Parts to calibrate on, and those that are judged."""
+Judged = dict[str, Parts]
+"""What is judged, by the condition that it stands for."""
 
 
-def _random(pool: Pool, count: int, random: Random, judged: Scores) -> Split:
-    order = random.permutation(len(pool.scores))
-    return parts_of(pool.scores[order[:count]]), parts_of(judged[order[count:]])
+def _random(pool: Pool, count: int, random: Random) -> tuple[Parts, Judged]:
+    calibrated, others = np.split(random.permutation(len(pool.scores)), [count])
+    judged = {"random": pool.scores, **pool.changed}
+    return parts_of(pool.scores[calibrated]), {name: parts_of(scores[others]) for name, scores in judged.items()}
 
 
-def _tiles(pool: Pool, count: int, random: Random, *, grouped: bool) -> Split:
+def _tiles(pool: Pool, count: int, random: Random, *, grouped: bool) -> tuple[Parts, Judged]:
     """Parts in random order, until there are `count` pictures of them; the last part may be cut short."""
     order = random.permutation(int(pool.part.max()) + 1)
-    pictures = np.argsort(order[pool.part], kind="stable")
-    taken = pictures[:count]
+    taken = np.argsort(order[pool.part], kind="stable")[:count]
     groups, others = pool.part[taken].tolist() if grouped else None, ~np.isin(pool.part, pool.part[taken])
-    return parts_of(pool.scores[taken], groups), parts_of(pool.scores[others], pool.part[others].tolist())
+    judged = parts_of(pool.scores[others], pool.part[others].tolist())
+    return parts_of(pool.scores[taken], groups), {f"tiles, by {'part' if grouped else 'picture'}": judged}
 
 
-def _bursts(pool: Pool, count: int, random: Random, *, grouped: bool) -> Split:
-    order = random.permutation(len(pool.scores))
-    taken, others = np.split(order, [count // _FRAMES])
+def _bursts(pool: Pool, count: int, random: Random, *, grouped: bool) -> tuple[Parts, Judged]:
+    taken, others = np.split(random.permutation(len(pool.scores)), [count // _FRAMES])
     groups = np.repeat(taken, _FRAMES).tolist() if grouped else None
-    return parts_of(pool.frames[taken].ravel(), groups), parts_of(pool.frames[others, 0])
+    judged = parts_of(pool.frames[others, 0])
+    return parts_of(pool.frames[taken].ravel(), groups), {f"bursts, by {'part' if grouped else 'picture'}": judged}
 
 
-CONDITIONS: dict[str, Callable[[Pool, int, Random], Split]] = {
-    "random": lambda pool, count, random: _random(pool, count, random, pool.scores),
-    "tiles, by picture": lambda pool, count, random: _tiles(pool, count, random, grouped=False),
-    "tiles, by part": lambda pool, count, random: _tiles(pool, count, random, grouped=True),
-    "bursts, by picture": lambda pool, count, random: _bursts(pool, count, random, grouped=False),
-    "bursts, by part": lambda pool, count, random: _bursts(pool, count, random, grouped=True),
-    "gamma": lambda pool, count, random: _random(pool, count, random, pool.changed["gamma"]),
-    "blur": lambda pool, count, random: _random(pool, count, random, pool.changed["blur"]),
-}
+DRAWS: tuple[Callable[[Pool, int, Random], tuple[Parts, Judged]], ...] = (
+    _random,
+    functools.partial(_tiles, grouped=False),
+    functools.partial(_tiles, grouped=True),
+    functools.partial(_bursts, grouped=False),
+    functools.partial(_bursts, grouped=True),
+)
 
 
-def measure(pool: Pool, condition: str, count: int, splits: int) -> list[dict[str, object]]:
+def measure(
+    pool: Pool, draw: Callable[[Pool, int, Random], tuple[Parts, Judged]], count: int, splits: int
+) -> list[dict[str, object]]:
     """Realised rates of each method at each rate: their mean, their 5th and 95th percentile, and how often it refused."""
-    random = np.random.default_rng(2)  # the same draws for every condition
-    realised: dict[tuple[str, float], list[float]] = {(method, rate): [] for method in METHODS for rate in RATES}
+    random = np.random.default_rng(2)  # the same draws by picture and by part
+    realised: dict[tuple[str, str, float], list[float]] = {}
     parts_in_all = 0
     for _ in range(splits):
-        parts, judged = CONDITIONS[condition](pool, count, random)
+        parts, judged = draw(pool, count, random)
         parts_in_all += parts.count
+        for name, method, rate in itertools.product(judged, METHODS, RATES):
+            realised.setdefault((name, method, rate), [])
         for method, rate, threshold in thresholds(parts):
-            realised[method, rate].append(judged.above(threshold) / judged.count)
+            for name, others in judged.items():
+                realised[name, method, rate].append(others.above(threshold) / others.count)
     return [
         {
-            "condition": condition,
+            "condition": name,
             "n": count,
             "parts": parts_in_all / splits,
             "method": method,
@@ -224,7 +230,7 @@ def measure(pool: Pool, condition: str, count: int, splits: int) -> list[dict[st
             "low": float(np.quantile(rates, 0.05)) if rates else None,
             "high": float(np.quantile(rates, 0.95)) if rates else None,
         }
-        for (method, rate), rates in realised.items()
+        for (name, method, rate), rates in realised.items()
     ]
 
 

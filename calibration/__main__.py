@@ -133,7 +133,7 @@ def _scored(arguments: argparse.Namespace, inspector: Inspector, good: Sequence[
             raise CalibrationError("--bad beside --scores, expected bad parts in the same file; give them the label bad")
         scored, left_out = read_scores(arguments.scores, _bound(inspector))
         if left_out > 0:
-            console.warn(f"{left_out} rows without a label were left out: nobody confirmed these parts")
+            console.warn(f"rows without a label, left out because nobody confirmed these parts: {left_out}")
         if not any(one.good for one in scored):
             raise CalibrationError(f"{arguments.scores}: no good parts in it; confirm some, with the label good")
         return scored

@@ -67,8 +67,13 @@ def choose(good: Parts, bad: Parts, objective: Objective) -> Chosen:
     if so many parts had been above or below a threshold that they did not choose.
 
     Raises:
-        CalibrationError: half of the good parts would be rejected: no threshold tells these parts apart.
+        CalibrationError: a single good or bad part, which no draw can leave out; or half of the good parts would be rejected:
+            no threshold tells these parts apart.
     """
+    if min(good.count, bad.count) < 2:
+        raise CalibrationError(
+            f"{good.count} good and {bad.count} bad parts, expected 2 of each to judge a choice by; add parts"
+        )
     cuts = np.unique(np.concatenate((good.scores, bad.scores)))
     low, high = _best(objective, _above(good, cuts, good.weights), _above(bad, cuts, bad.weights), cuts)
     threshold = (low + high) / 2

@@ -110,7 +110,7 @@ def _history(arguments: argparse.Namespace) -> int:
             entry.number,
             entry.calibration.when,
             entry.calibration.who,
-            "SET BY HAND" if entry.calibration.manual else entry.calibration.method,
+            "MANUAL" if entry.calibration.manual else entry.calibration.method,
             _number(entry.replaced.threshold if entry.replaced is not None else None),
             _number(entry.calibration.threshold),
             str(entry.calibration.false_reject or "not known"),

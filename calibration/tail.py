@@ -24,7 +24,7 @@ MIN_SCORES = math.ceil(MIN_EXCESSES / TAIL)
 MIN_P = 0.05  # of the test; a good fit is refused as often as this
 _DRAWS = 1000
 _LEAST_NOMINAL = 0.4  # of the rate asked for: what fits are asked for instead, to keep it on average
-_HALVINGS = 40
+_HALVINGS = 25
 _FLAT = 1e-9  # of theta times the mean: below it the tail is exponential
 
 

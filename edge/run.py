@@ -56,8 +56,8 @@ def run_station(config: StationConfig, calibration: Calibration, open_rejector: 
         journal.event("started", {"version": __version__, "station": config.station, "calibration": calibration.model_dump()})
         heads.note(journal.head, due=True)
         console.say(
-            f"{config.station} ready: threshold {calibration.threshold:.6g}, deadline {config.deadline_ms:g} ms,"
-            f" {_describe(config, rejector)}"
+            f"{config.station} ready: threshold {calibration.threshold:.6g}, {calibration.origin}; deadline"
+            f" {config.deadline_ms:g} ms, {_describe(config, rejector)}"
         )
         station = Station(
             scorer=scorer,
@@ -90,6 +90,7 @@ def run_station(config: StationConfig, calibration: Calibration, open_rejector: 
             came = intake.counts()
             journal.event("stopped", {"parts": station.statistics.parts, "reason": reason, "intake": came, **did})
             _print_statistics(station.statistics, time.monotonic() - begun)
+            console.say(f"judged at threshold {calibration.threshold:.6g}, {calibration.origin}")
             _print_counts({f"trigger by {config.triggered.kind}": came, **did})
     if evidence is not None:
         _print_evidence(evidence)
