@@ -206,7 +206,9 @@ DRAWS: tuple[Callable[[Pool, int, Random], tuple[Parts, Judged]], ...] = (
 def measure(
     pool: Pool, draw: Callable[[Pool, int, Random], tuple[Parts, Judged]], count: int, splits: int
 ) -> list[dict[str, object]]:
-    """Realised rates of each method at each rate: their mean, their 5th and 95th percentile, and how often it refused."""
+    """Realised rates of each method at each rate: their mean with its standard error over the splits, their 5th and 95th
+    percentile, and how often the method refused.
+    """
     random = np.random.default_rng(2)  # the same draws by picture and by part
     realised: dict[tuple[str, str, float], list[float]] = {}
     parts_in_all = 0
@@ -227,6 +229,7 @@ def measure(
             "rate": rate,
             "refused": 1 - len(rates) / splits,
             "mean": float(np.mean(rates)) if rates else None,
+            "error": float(np.std(rates) / np.sqrt(len(rates))) if rates else None,
             "low": float(np.quantile(rates, 0.05)) if rates else None,
             "high": float(np.quantile(rates, 0.95)) if rates else None,
         }

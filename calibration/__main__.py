@@ -20,7 +20,8 @@ from engines.bundle import load_bundle
 from engines.inspector import Inspector
 from engines.options import add_running, open_inspector
 
-_SHOWN = 3  # highest scores, for a person to look at
+_SHOWN = 3  # highest scores, and largest groups, for a person to look at
+_NAMED = 4  # pictures of a group
 _FAR = 3.0  # spreads of normal scores above the provisional threshold
 
 
@@ -87,6 +88,7 @@ def _fit(arguments: argparse.Namespace) -> int:
         scored = _scored(arguments, inspector, good)
         comparison = propose(split(scored)[0], wishes, split(scored)[1])
         _show_scores(scored)
+        _show_groups(scored)
         _show_comparison(comparison)
         proposal = comparison.of(arguments.method)
         warnings = (*proposal.warnings, *_beyond_provisional(inspector, proposal))
@@ -164,6 +166,18 @@ def _show_scores(scored: Sequence[Scored]) -> None:
     highest = sorted(((one.score, one.name) for one in scored if one.good), reverse=True)[:_SHOWN]
     named = ", ".join(f"{name} {score:.4g}" for score, name in highest)
     console.say(f"highest scores: {named}; is each of these really a good part?")
+
+
+def _show_groups(scored: Sequence[Scored]) -> None:
+    """Name the largest groups, for a person to see whether they are what they are taken for."""
+    groups: dict[tuple[bool, str], list[str]] = {}
+    for one in scored:
+        if one.group is not None:
+            groups.setdefault((one.good, one.group), []).append(one.name)
+    largest = sorted(groups.values(), key=len, reverse=True)[:_SHOWN]
+    if largest:
+        named = "; ".join(", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "") for names in largest)
+        console.say(f"taken for the same part, {len(groups)} in all: {named}; give --groups none if they are different parts")
 
 
 def _show_comparison(comparison: Comparison) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from calibration.twins import SAME_PART, find_twins
+from calibration.twins import SAME_PART, Nearness, find_twins
 from engines.ldknn import Floats
 
 
@@ -15,12 +15,13 @@ def by_folder(paths: Sequence[Path], root: Path) -> list[str | None]:
     return [str(folder) if folder != Path() else None for folder in folders]
 
 
-def by_likeness(names: Sequence[str], thumbs: Sequence[Floats]) -> list[str | None]:
+def by_likeness(names: Sequence[str], thumbs: Sequence[Floats], near: Nearness = SAME_PART) -> list[str | None]:
     """Pictures that look like the same part again, directly or through others, named after the first of them.
 
     Args:
         names: of the pictures.
         thumbs: of `twins.thumbnail`, in the same order.
+        near: how alike pictures of the same part are.
 
     Returns:
         One group a picture; None where no other looks like it.
@@ -33,7 +34,7 @@ def by_likeness(names: Sequence[str], thumbs: Sequence[Floats]) -> list[str | No
             place = leads[place]
         return place
 
-    for twin in find_twins(thumbs, SAME_PART).pairs:
+    for twin in find_twins(thumbs, near).pairs:
         one, other = sorted((lead(twin.earlier), lead(twin.later)))
         leads[other] = one
     first = [lead(place) for place in range(len(names))]

@@ -12,7 +12,7 @@ from calibration.intervals import Estimate, counted, percent, realised
 from calibration.labelled import FEW_BAD, Chosen, choose, escape_rate, expected_cost, f_beta, no_escape
 from calibration.parts import Parts
 from calibration.tail import fit_tail
-from calibration.threshold import check_enough, conformal, sigma_threshold
+from calibration.threshold import check_rate, conformal, sigma_threshold
 from engines.bundle import Record
 
 Method = Literal["conformal", "pareto", "sigma", "f-beta", "cost", "zero-escape"]
@@ -41,7 +41,7 @@ class Wishes(Record):
 
     def check(self) -> None:
         """Raises CalibrationError for what cannot be wished for."""
-        check_enough(2**62, self.rate)
+        check_rate(self.rate)
         above_0 = (("beta", self.beta), ("cost of an escape", self.escape_cost), ("cost of overkill", self.overkill_cost))
         for name, value in above_0:
             if value is not None and not 0 < value < math.inf:
@@ -122,7 +122,7 @@ def propose(good: Parts, wishes: Wishes, bad: Parts | None = None) -> Comparison
 
 def _conformal(good: Parts, wishes: Wishes, bad: Parts | None) -> Proposal:
     threshold = conformal(good, wishes.rate)
-    rate = realised(min(good.above(threshold), good.count - 1), good.count)
+    rate = realised(good.above(threshold), good.count)
     warnings = []
     if threshold >= good.scores[-1]:
         warnings.append("the threshold is the highest score of all: one odd part among these sets it; look at that part")

@@ -6,6 +6,7 @@ import argparse
 import csv
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,21 +106,8 @@ def _say_rates(calibration: Calibration) -> None:
 
 def _history(arguments: argparse.Namespace) -> int:
     found = read_history(arguments.record, arguments.head)
-    rows = [
-        (
-            entry.number,
-            entry.calibration.when,
-            entry.calibration.who,
-            "MANUAL" if entry.calibration.manual else entry.calibration.method,
-            _number(entry.replaced.threshold if entry.replaced is not None else None),
-            _number(entry.calibration.threshold),
-            str(entry.calibration.false_reject or "not known"),
-            entry.calibration.why,
-        )
-        for entry in found.entries
-    ]
-    columns = ("entry", "when", "who", "method", "old", "new", "good parts rejected", "why")
-    console.table(str(history_path(arguments.record)), columns, rows)
+    for entry in found.entries:
+        console.say(_line(entry))
     for fault in found.faults:
         console.warn(fault)
     if found.faults:
@@ -127,6 +115,16 @@ def _history(arguments: argparse.Namespace) -> int:
     head = found.entries[-1].digest if found.entries else "none: the record is older than histories"
     console.say(f"{len(found.entries)} entries, whole; the newest is {head}")
     return console.DONE
+
+
+def _line(entry: Entry) -> str:
+    """One entry as a line for a person, a manual one marked."""
+    new, old = entry.calibration, entry.replaced
+    before = "none" if old is None else "unreadable" if old.threshold is None else f"{old.threshold:.6g}"
+    method = "MANUAL" if new.manual else new.method
+    rejected = f", good parts rejected {new.false_reject}" if new.false_reject is not None else ""
+    why = f"; {new.why}" if new.why else ""
+    return f"{entry.number}: {new.when} {new.who}: {before} -> {new.threshold:.6g}, {method}{rejected}{why}"
 
 
 def _diff(arguments: argparse.Namespace) -> int:
@@ -139,7 +137,7 @@ def _diff(arguments: argparse.Namespace) -> int:
             raise CalibrationError(f"no entry {number} in {history_path(arguments.record)}, which has {len(found.entries)}")
     one, other = (found.entries[number - 1] for number in numbers)
     before, after = _flat(one), _flat(other)
-    rows = [(name, before[name], after[name]) for name in _CSV[1:] if before[name] != after[name]]
+    rows = [(name, _cell(before[name]), _cell(after[name])) for name in _CSV[1:] if before[name] != after[name]]
     console.table("what differs", ("", f"entry {numbers[0]}", f"entry {numbers[1]}"), rows)
     old, new = ({(part.pixels or part.name, part.score) for part in entry.parts} for entry in (one, other))
     console.say(
@@ -191,5 +189,8 @@ def _flat(entry: Entry) -> dict[str, object]:
     }
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.6g}"
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = "" if value is None else str(value)
+    return text[:12] if re.fullmatch("[0-9a-f]{64}", text) else text

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from calibration import CalibrationError
 from calibration.intervals import LEVEL, Estimate
 from calibration.parts import Scores
-from calibration.threshold import check_enough
+from calibration.threshold import check_rate
 
 MIN_EXCESSES = 20  # scores in the tail; the fit of fewer says nothing, and no test would notice
 TAIL = 0.2  # share of the scores that is the tail
@@ -66,7 +66,11 @@ class Tail:
             CalibrationError: a rate out of range, one that is not in the tail, or one so far beyond the sample that the
                 correction would be by more than the fit is worth (about 0.4 / n, over the distributions named above).
         """
-        check_rate(rate, self.share)
+        check_rate(rate)
+        if rate >= self.share:
+            raise CalibrationError(
+                f"false-reject rate {rate:g}, expected below {self.share:.2g}, where the tail begins; conformal serves there"
+            )
         nominal = self.drawn.nominal(rate)
         if nominal < _LEAST_NOMINAL * rate:
             raise CalibrationError(
@@ -155,15 +159,6 @@ def fit_tail(scores: Scores) -> Tail:
     share = (k + 1) / (n + 1)
     drawn = Drawn(float(shape[0]), share, random.beta(k + 1, n - k, _DRAWS), shapes, scales)
     return Tail(start, share, float(shape[0]), float(scale[0]), n, k, p, drawn)
-
-
-def check_rate(rate: float, share: float) -> None:
-    """Is a rate one, and in the tail? Raises CalibrationError."""
-    check_enough(2**62, rate)
-    if rate >= share:
-        raise CalibrationError(
-            f"false-reject rate {rate:g}, expected below {share:.2g}, where the tail begins; conformal serves"
-        )
 
 
 def _fit(excesses: Scores) -> tuple[Scores, Scores]:

@@ -56,7 +56,7 @@ def sigma_threshold(parts: Parts, rate: float) -> float:
     Raises:
         CalibrationError: a rate out of range, or half of the parts have the same score.
     """
-    check_enough(2**62, rate)
+    check_rate(rate)
     if parts.spread <= 0:
         raise CalibrationError("half of the good parts have the same score, so their spread is 0; are pictures there twice?")
     return parts.quantile(0.5) + NormalDist().inv_cdf(1 - rate) * parts.spread
@@ -64,13 +64,18 @@ def sigma_threshold(parts: Parts, rate: float) -> float:
 
 def check_enough(count: int, rate: float, of: str = "good images") -> None:
     """Can so many scores bound `rate` at all? Raises CalibrationError with the number needed."""
-    if not (math.isfinite(rate) and 0 < rate < 1):
-        raise CalibrationError(f"false-reject rate {rate}, expected above 0 and below 1, such as 0.01")
+    check_rate(rate)
     needed = images_needed(rate)
     if count < needed:
         affordable = math.ceil(1e4 / (count + 1)) / 1e4  # rounded up, so that the advice holds
         advice = f"add images, or allow a rate of {affordable:g} or more" if count > 0 else "add images"
         raise CalibrationError(f"{count} {of}, expected at least {needed} for a false-reject rate of {rate:g}; {advice}")
+
+
+def check_rate(rate: float) -> None:
+    """Raises CalibrationError for what is no false-reject rate."""
+    if not (math.isfinite(rate) and 0 < rate < 1):
+        raise CalibrationError(f"false-reject rate {rate}, expected above 0 and below 1, such as 0.01")
 
 
 def images_needed(rate: float) -> int:

@@ -28,21 +28,24 @@ _FLAT = 0.5  # grey levels: a thumbnail with less structure than this holds nois
 
 @dataclass(frozen=True)
 class Nearness:
-    """How alike twins are: they differ (1 - correlation) by less than `share` of the usual difference, and than `most`."""
+    """How alike twins are: they differ (1 - correlation) by less than `share` of the usual difference, and than `most`.
+
+    Where the usual difference is below `varied`, NEAR_COPIES holds instead: all parts look alike there, two in the same pose
+    as much as one part twice, and only a near copy can be told from another part.
+    """
 
     share: float
     most: float
+    varied: float = 0.0
 
 
 NEAR_COPIES = Nearness(0.1, 0.05)
 """One picture saved again, or the next frame of a burst: what a training set should not hold twice."""
 
-SAME_PART = Nearness(0.2, 0.15)
+SAME_PART = Nearness(0.2, 0.15, varied=0.4)
 """Looser: one part under other light too. A missed twin breaks a calibration's guarantee, a false one costs an image.
 
-On 400 good magnetic tiles, which were photographed up to six times under different exposure, it makes 191 groups, the
-largest of 7, where NEAR_COPIES makes 283; on sets in which no part comes twice (58 figures, 52 hazelnuts, 52 transistors)
-it joins one pair in all.
+`benchmarks.grouping` has the groups that both make of real images.
 """
 
 
@@ -99,7 +102,10 @@ def _limit(thumbs: Sequence[Floats], near: Nearness) -> float:
         return _NEAR_FEW
     steps = np.unique(np.linspace(1, count - 1, _REFERENCE_PAIRS + 2, dtype=int)[1:-1])
     usual = [_difference(thumbs[i], thumbs[(i + step) % count]) for i in range(count) for step in steps]
-    return min(near.most, near.share * float(np.percentile(usual, 25)))
+    quartile = float(np.percentile(usual, 25))
+    if quartile < near.varied:
+        near = NEAR_COPIES
+    return min(near.most, near.share * quartile)
 
 
 def _difference(one: Floats, other: Floats) -> float:

@@ -296,6 +296,24 @@ def test_the_door_takes_bad_parts_and_says_what_passes(tmp_path: Path, capsys: p
 
 
 @pytest.mark.usefixtures("inspector")
+def test_the_door_names_what_it_takes_for_one_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_pictures(tmp_path / "good", GOOD)
+    for number in (1, 2, 3):
+        (tmp_path / "good" / "tray").mkdir(exist_ok=True)
+        (tmp_path / "good" / "tray" / f"{number}.png").write_bytes(encode_png(flat(128 + number * 5)))
+    assert fit(tmp_path, "--groups", "folders") == 2  # 133 and 138 are there twice
+    assert "the same picture as" in capsys.readouterr().err
+    for number in (1, 2, 3):
+        (tmp_path / "good" / "tray" / f"{number}.png").write_bytes(encode_png(flat(100 + number)))
+    assert fit(tmp_path, "--groups", "folders") == 0
+    read = capsys.readouterr()
+    assert "taken for the same part, 1 in all: tray/1.png, tray/2.png, tray/3.png" in read.out
+    assert "from 10 good parts on 12 images" in read.out
+    assert "12 pictures are of 10 parts" in read.err
+    assert load_calibration(tmp_path / "line-1.json").n == 10
+
+
+@pytest.mark.usefixtures("inspector")
 def test_the_door_takes_scores_that_were_handed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [f"{number},{number}.0,good" for number in range(1, 10)] + ["10,50,", "11,60,bad"]
     (tmp_path / "scores.csv").write_text("part,score,label\n" + "\n".join(rows))
