@@ -89,8 +89,7 @@ def run_station(config: StationConfig, calibration: Calibration, open_rejector: 
             intake.close()
             came = intake.counts()
             journal.event("stopped", {"parts": station.statistics.parts, "reason": reason, "intake": came, **did})
-            _print_statistics(station.statistics, time.monotonic() - begun)
-            console.say(f"judged at threshold {calibration.threshold:.6g}, {calibration.origin}")
+            _print_statistics(station.statistics, calibration, time.monotonic() - begun)
             _print_counts({f"trigger by {config.triggered.kind}": came, **did})
     if evidence is not None:
         _print_evidence(evidence)
@@ -178,7 +177,7 @@ def _print_verdict(verdict: Verdict) -> None:
     console.say(line + (f"  ({verdict.reason})" if verdict.outcome is Outcome.FAULT else ""))
 
 
-def _print_statistics(statistics: Statistics, seconds: float) -> None:
+def _print_statistics(statistics: Statistics, calibration: Calibration, seconds: float) -> None:
     outcomes = (Outcome.PASS, Outcome.REJECT, Outcome.FAULT)
     folders = sorted({folder for folder, _ in statistics.by_folder})
     rows = [(folder, *(statistics.by_folder[folder, outcome] for outcome in outcomes)) for folder in folders]
@@ -187,3 +186,4 @@ def _print_statistics(statistics: Statistics, seconds: float) -> None:
     console.table("verdicts", ("source", *(outcome.value for outcome in outcomes)), rows)
     quantiles = ", ".join(f"p{q} {statistics.latency_ms(q):.1f}" for q in (50, 95, 99))
     console.say(f"{statistics.parts} parts in {seconds:.1f} s; latency {quantiles} ms")
+    console.say(f"judged at threshold {calibration.threshold:.6g}, {calibration.origin}")
