@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -202,3 +203,22 @@ def test_the_door_compares_and_exports(record: Path, tmp_path: Path, capsys: pyt
 def test_without_record_and_history_there_is_nothing_to_read(tmp_path: Path) -> None:
     for command in (["show"], ["history"], ["diff"], ["export", "--csv", "x"], ["set", "--threshold", "1", "--why", "x"]):
         assert main([*command, "--record", str(tmp_path / "none.json")]) == 2
+
+
+def test_writers_at_the_same_time_lose_no_entry(tmp_path: Path) -> None:
+    path = tmp_path / "line-1.json"
+
+    def several(first: int) -> None:
+        for number in range(5):
+            write(path, tiny_calibration(float(first + number)))
+
+    threads = [threading.Thread(target=several, args=(10 * first,)) for first in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = read_history(path)
+    assert found.faults == ()
+    assert sorted(entry.calibration.threshold for entry in found.entries) == sorted(
+        float(10 * first + number) for first in range(4) for number in range(5)
+    )
