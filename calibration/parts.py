@@ -86,13 +86,14 @@ def parts_of(scores: Sequence[float] | Scores, groups: Sequence[Hashable] | None
         raise CalibrationError("no scores, expected those of parts that this station has seen; add images")
     if groups is not None and len(groups) != len(values):
         raise CalibrationError(f"{len(groups)} groups for {len(values)} scores, expected one a score")
-    names = range(len(values)) if groups is None else groups
+    if groups is None:
+        return Parts(np.sort(values), np.arange(len(values)), len(values))
     lowest: dict[Hashable, float] = {}  # parts are numbered by their scores, so that the files' order changes nothing
     sums: dict[Hashable, float] = {}
-    for name, value in zip(names, values.tolist(), strict=True):
+    for name, value in zip(groups, values.tolist(), strict=True):
         lowest[name] = min(value, lowest.get(name, value))
         sums[name] = sums.get(name, 0.0) + value
     numbers = {name: number for number, name in enumerate(sorted(lowest, key=lambda one: (lowest[one], sums[one])))}
-    part = np.array([numbers[name] for name in names], np.int64)
+    part = np.array([numbers[name] for name in groups], np.int64)
     order = np.lexsort((part, values))
     return Parts(values[order], part[order], len(numbers))
