@@ -14,12 +14,17 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import cv2
+import numpy as np
+
 from calibration.__main__ import main as calibration_door
+from calibration.groups import by_likeness
+from calibration.twins import thumbnail
 from edge.__main__ import main as edge_door
 from engines import InspectionError, console
 from engines.__main__ import main as engines_door
 from engines.bundle import load_bundle
-from engines.images import list_images
+from engines.images import list_images, read_image
 from train import TrainError
 from train.__main__ import main as train_door
 from train.data import open_dataset
@@ -49,7 +54,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     weights = ["--weights", arguments.weights] if arguments.weights is not None else []
     _step("train", train_door, ["fit", "--data", data, "--out", bundle, *weights])
     _step("engines", engines_door, ["verify", "--bundle", bundle])
-    rate = _affordable_rate(len(list_images(good)))
+    rate = _affordable_rate(_parts(good))
     _step(
         "calibration",
         calibration_door,
@@ -105,9 +110,17 @@ def _station_images(data: Path, out: Path) -> tuple[Path, Path]:
     return good, parts
 
 
-def _affordable_rate(images: int) -> float:
-    """The false-reject rate wanted, or the lowest that so few images can bound, rounded up."""
-    return max(_FALSE_REJECT, math.ceil(1000 / (images + 1)) / 1000)
+def _parts(folder: Path) -> int:
+    """How many parts the images of a folder show, as `calibration fit` will find."""
+    names = [str(path) for path in list_images(folder)]
+    thumbs = [thumbnail(np.asarray(cv2.cvtColor(read_image(name), cv2.COLOR_RGB2GRAY), np.uint8)) for name in names]
+    groups = by_likeness(names, thumbs)
+    return len({group if group is not None else name for group, name in zip(groups, names, strict=True)})
+
+
+def _affordable_rate(parts: int) -> float:
+    """The false-reject rate wanted, or the lowest that so few parts can bound, rounded up."""
+    return max(_FALSE_REJECT, math.ceil(1000 / (parts + 1)) / 1000)
 
 
 if __name__ == "__main__":

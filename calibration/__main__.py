@@ -1,4 +1,4 @@
-"""The calibration door: `python -m calibration fit`."""
+"""The calibration door: `python -m calibration fit|set|show|history|diff|export`."""
 
 from __future__ import annotations
 
@@ -9,76 +9,208 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from calibration.fit import fit_calibration
-from calibration.record import save_calibration
+from calibration import CalibrationError, records_door
+from calibration.fit import GROUPINGS, find_images, make_calibration, score_images
+from calibration.history import history_path, write
+from calibration.propose import COMPARED_ONLY, METHODS, Comparison, Proposal, Wishes, propose
+from calibration.scores import Scored, read_scores, split
 from calibration.threshold import check_enough
 from engines import EngineError, console
 from engines.bundle import load_bundle
-from engines.images import list_images
+from engines.inspector import Inspector
 from engines.options import add_running, open_inspector
 
-_SHOWN = 3  # highest scores, for a person to look at
+_SHOWN = 3  # highest scores, and largest groups, for a person to look at
+_NAMED = 4  # pictures of a group
 _FAR = 3.0  # spreads of normal scores above the provisional threshold
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns 0 done, 2 bad usage or input, 130 interrupted."""
+    """Run one command; returns 0 done, 1 the history is not whole, 2 bad usage or input, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="calibration", description="Take a station's threshold from its good parts.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    fit = commands.add_parser("fit", help="conformal threshold from a folder of good images")
-    fit.add_argument("--bundle", required=True, type=Path, help="the bundle that the station runs")
-    fit.add_argument("--images", required=True, type=Path, help="folder of good parts, taken at this station")
-    fit.add_argument("--station", required=True, help="name of the station, as in its configuration")
-    fit.add_argument("--camera", default="camera-1", help="name of the camera (default: %(default)s)")
-    fit.add_argument("--false-reject", default=0.01, type=float, metavar="RATE", help="rate to bound (default: %(default)s)")
-    fit.add_argument("--out", required=True, type=Path, help="record to write, a .json file")
-    add_running(fit)
-    fit.set_defaults(run=_fit)
+    _add_fit(commands.add_parser("fit", help="take a threshold from good parts, and bad ones if there are any"))
+    records_door.add_commands(commands, account)
     arguments = parser.parse_args(argv)
     return console.run_door(arguments.run, arguments)
 
 
-def _fit(arguments: argparse.Namespace) -> int:
-    if arguments.out.is_dir():
-        raise EngineError(f"{arguments.out}: a folder, expected the path of the record to write, such as line-3.json")
-    paths = list_images(arguments.images)
-    check_enough(len(paths), arguments.false_reject)
-    scores: list[tuple[float, str]] = []
-    bundle = load_bundle(arguments.bundle)
-    with (
-        open_inspector(bundle, arguments) as inspector,
-        console.progress("scoring") as advance,
-    ):
-        calibration = fit_calibration(
-            inspector,
-            paths,
-            station=arguments.station,
-            camera=arguments.camera,
-            rate=arguments.false_reject,
-            who=_account(),
-            progress=advance,
-            scored=lambda path, score: scores.append((score, path.name)),
-        )
-        manifest = inspector.bundle.manifest
-    highest = ", ".join(f"{name} {score:.4g}" for score, name in sorted(scores, reverse=True)[:_SHOWN])
-    console.say(f"highest scores: {highest}; is each of these really a good part?")
-    provisional = manifest.threshold
-    if provisional is not None and calibration.threshold > provisional.value + _FAR * manifest.golden.spread:
-        console.warn(
-            f"the threshold {calibration.threshold:.4g} is far above the bundle's provisional {provisional.value:.4g}"
-            f" (normal scores spread by {manifest.golden.spread:.2g}): a part in these images is not good, or product, light,"
-            " lens or focus differ from training; defects will pass until that is put right"
-        )
-    save_calibration(arguments.out, calibration)
-    console.say(
-        f"threshold {calibration.threshold:.6g} from {calibration.n} good images: a further good part is rejected with"
-        f" probability {calibration.rate:g} or less, as long as parts and light stay as they were in these images"
+def _add_fit(fit: argparse.ArgumentParser) -> None:
+    fit.add_argument("--bundle", required=True, type=Path, help="the bundle that the station runs")
+    source = fit.add_mutually_exclusive_group(required=True)
+    source.add_argument("--images", type=Path, metavar="DIR", help="folder of good parts, taken at this station")
+    source.add_argument("--scores", type=Path, metavar="CSV", help="or scores: part,score and perhaps group,label")
+    fit.add_argument("--bad", type=Path, metavar="DIR", help="folder of bad parts, taken at this station")
+    fit.add_argument(
+        "--groups",
+        default="detect",
+        choices=GROUPINGS,
+        help="pictures of the same part: those that look alike, those in the same folder, or none (default: %(default)s)",
     )
-    console.say(f"wrote {arguments.out} for station {calibration.station}, bundle {calibration.bundle_digest[:12]}")
+    fit.add_argument("--station", required=True, help="name of the station, as in its configuration")
+    fit.add_argument("--camera", default="camera-1", help="name of the camera (default: %(default)s)")
+    fit.add_argument(
+        "--method",
+        default="conformal",
+        choices=[method for method in METHODS if method != COMPARED_ONLY],
+        help="default: %(default)s",
+    )
+    wishes = Wishes()
+    fit.add_argument(
+        "--false-reject", default=wishes.rate, type=float, metavar="RATE", help="rate to bound (default: %(default)s)"
+    )
+    fit.add_argument("--beta", default=wishes.beta, type=console.positive_float, help="of f-beta (default: %(default)s)")
+    fit.add_argument("--cost-escape", type=console.positive_float, metavar="COST", help="of a bad part that passes")
+    fit.add_argument("--cost-overkill", type=console.positive_float, metavar="COST", help="of a good part that is rejected")
+    fit.add_argument("--defects", type=float, metavar="SHARE", help="share of bad parts on the line")
+    fit.add_argument(
+        "--margin",
+        default=wishes.margin,
+        type=float,
+        help="of zero-escape, in spreads of good scores below the lowest bad one (default: %(default)s)",
+    )
+    fit.add_argument("--why", default="", help="reason, for the history")
+    fit.add_argument("--out", required=True, type=Path, help="record to write, a .json file; its history is kept beside it")
+    add_running(fit)
+    fit.set_defaults(run=_fit)
+
+
+def _fit(arguments: argparse.Namespace) -> int:
+    out: Path = arguments.out
+    if out.is_dir():
+        raise EngineError(f"{out}: a folder, expected the path of the record to write, such as line-3.json")
+    wishes = _wishes(arguments)
+    bundle = load_bundle(arguments.bundle)
+    good = [] if arguments.images is None else find_images(arguments.images, arguments.groups)
+    if arguments.images is not None and arguments.method == "conformal":
+        check_enough(len(good), wishes.rate)  # before minutes of work
+    with open_inspector(bundle, arguments) as inspector:
+        scored = _scored(arguments, inspector, good)
+        comparison = propose(split(scored)[0], wishes, split(scored)[1])
+        _show_scores(scored)
+        _show_groups(scored)
+        _show_comparison(comparison)
+        proposal = comparison.of(arguments.method)
+        warnings = (*proposal.warnings, *_beyond_provisional(inspector, proposal))
+        calibration = make_calibration(
+            inspector, proposal, wishes, station=arguments.station, camera=arguments.camera, who=account(), why=arguments.why
+        )
+    for warning in warnings:
+        console.warn(warning)
+    calibration = write(out, calibration, wishes=wishes, parts=scored, warnings=warnings)
+    unit = "good images" if proposal.pictures == proposal.good else f"good parts on {proposal.pictures} images"
+    console.say(f"threshold {calibration.threshold:.6g} from {proposal.good} {unit}, {proposal.method}")
+    if proposal.method == "conformal":
+        console.say(
+            f"a further good part is rejected with probability {wishes.rate:g} or less, on average over calibrations like this"
+            " one, as long as parts and light stay as they were in these images"
+        )
+    for line in proposal.consequences():
+        console.say(line)
+    console.say(
+        f"wrote {out} for station {calibration.station}, bundle {calibration.bundle_digest[:12]}, and {history_path(out)}"
+    )
     return console.DONE
 
 
-def _account() -> str:
+def _wishes(arguments: argparse.Namespace) -> Wishes:
+    values = {
+        "rate": arguments.false_reject,
+        "beta": arguments.beta,
+        "escape_cost": arguments.cost_escape,
+        "overkill_cost": arguments.cost_overkill,
+        "defects": arguments.defects,
+        "margin": arguments.margin,
+    }
+    # not validated: `check` says in words what validation would say in codes
+    wishes = Wishes.model_construct(**values)
+    wishes.check()
+    return wishes
+
+
+def _scored(arguments: argparse.Namespace, inspector: Inspector, good: Sequence[Path]) -> list[Scored]:
+    """Pictures of good and bad parts, scored here, or the scores handed over."""
+    if arguments.scores is not None:
+        if arguments.bad is not None:
+            raise CalibrationError("--bad beside --scores, expected bad parts in the same file; give them the label bad")
+        scored, left_out = read_scores(arguments.scores, _bound(inspector))
+        if left_out > 0:
+            console.warn(f"rows without a label, left out because nobody confirmed these parts: {left_out}")
+        if not any(one.good for one in scored):
+            raise CalibrationError(f"{arguments.scores}: no good parts in it; confirm some, with the label good")
+        return scored
+    with console.progress("scoring good parts") as advance:
+        scored = score_images(inspector, good, arguments.images, grouping=arguments.groups, progress=advance)
+    if arguments.bad is None:
+        return scored
+    bad = find_images(arguments.bad, arguments.groups)
+    if not bad:
+        raise CalibrationError(f"{arguments.bad}: no images there, expected bad parts")
+    with console.progress("scoring bad parts") as advance:
+        return scored + score_images(
+            inspector, bad, arguments.bad, good=False, grouping=arguments.groups, progress=advance, known=scored
+        )
+
+
+def _bound(inspector: Inspector) -> dict[str, str]:
+    extractor = inspector.extractor
+    return {
+        "bundle": inspector.bundle.digest,
+        "backend": extractor.backend,
+        "precision": extractor.precision,
+        "engine": extractor.engine_digest,
+    }
+
+
+def _show_scores(scored: Sequence[Scored]) -> None:
+    highest = sorted(((one.score, one.name) for one in scored if one.good), reverse=True)[:_SHOWN]
+    named = ", ".join(f"{name} {score:.4g}" for score, name in highest)
+    console.say(f"highest scores: {named}; is each of these really a good part?")
+
+
+def _show_groups(scored: Sequence[Scored]) -> None:
+    """Name the largest groups, for a person to see whether they are what they are taken for."""
+    groups: dict[tuple[bool, str], list[str]] = {}
+    for one in scored:
+        if one.group is not None:
+            groups.setdefault((one.good, one.group), []).append(one.name)
+    largest = sorted(groups.values(), key=len, reverse=True)[:_SHOWN]
+    if largest:
+        named = "; ".join(", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "") for names in largest)
+        console.say(f"taken for the same part, {len(groups)} in all: {named}; give --groups none if they are different parts")
+
+
+def _show_comparison(comparison: Comparison) -> None:
+    rows = [
+        (
+            proposal.method,
+            f"{proposal.threshold:.6g}",
+            str(proposal.false_reject),
+            str(proposal.escape) if proposal.escape is not None else "not known",
+        )
+        for proposal in comparison.proposals
+    ]
+    columns = ("method", "threshold", "good parts rejected", "bad parts passed")
+    console.table("thresholds, with rates to expect (95 % confidence)", columns, rows)
+    for method, reason in comparison.refused.items():
+        console.say(f"no {method}: {reason}")
+
+
+def _beyond_provisional(inspector: Inspector, proposal: Proposal) -> tuple[str, ...]:
+    """Warn of a threshold that training would not have expected."""
+    manifest = inspector.bundle.manifest
+    provisional = manifest.threshold
+    if provisional is None or proposal.threshold <= provisional.value + _FAR * manifest.golden.spread:
+        return ()
+    return (
+        f"the threshold {proposal.threshold:.4g} is far above the bundle's provisional {provisional.value:.4g}"
+        f" (normal scores spread by {manifest.golden.spread:.2g}): a part in these images is not good, or product, light,"
+        " lens or focus differ from training; defects will pass until that is put right",
+    )
+
+
+def account() -> str:
+    """Name of the account that runs this."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user without a name

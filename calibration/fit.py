@@ -1,52 +1,69 @@
-"""Score this station's good images and take a threshold from them."""
+"""Score this station's images, and make a record of the threshold that was chosen from them."""
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, get_args
 
+import cv2
 import numpy as np
 
 from calibration import CalibrationError
-from calibration.record import Calibration
-from calibration.threshold import check_enough, conformal_threshold
+from calibration.groups import by_folder, by_likeness
+from calibration.intervals import counted
+from calibration.labelled import escape_rate
+from calibration.propose import Proposal, Wishes
+from calibration.record import MANUAL, Calibration
+from calibration.scores import Scored, split
+from calibration.twins import thumbnail
 from engines import EngineError
-from engines.images import pixel_digest, read_image
+from engines.images import list_images, pixel_digest, read_image
 from engines.inspector import Inspector
-from engines.ldknn import Progress
+from engines.ldknn import Floats, Progress
+
+Grouping = Literal["detect", "folders", "none"]
+GROUPINGS: tuple[Grouping, ...] = get_args(Grouping)
+_ASKED_FOR = ("conformal", "pareto")  # methods that take a rate
 
 
-def fit_calibration(
+def find_images(folder: Path, grouping: Grouping) -> list[Path]:
+    """The images of a folder; of its folders too where they are parts. Raises EngineError as `list_images`."""
+    return list_images(folder, recursive=grouping == "folders")
+
+
+def score_images(
     inspector: Inspector,
     paths: Sequence[Path],
+    root: Path,
     *,
-    station: str,
-    camera: str,
-    rate: float,
-    who: str,
+    good: bool = True,
+    grouping: Grouping = "detect",
     progress: Progress | None = None,
-    scored: Callable[[Path, float], None] | None = None,
-) -> Calibration:
-    """Conformal threshold from images of good parts.
+    known: Sequence[Scored] = (),
+) -> list[Scored]:
+    """Score pictures of parts, and say which show the same part.
 
     Args:
         inspector: the bundle in the backend that the station will run.
-        paths: image files of good parts; each picture counts once.
-        station, camera: where the images were taken.
-        rate: false-reject rate to bound, above 0 and below 1.
-        who: the person or account that calibrates.
+        paths: image files; each picture counts once.
+        root: folder that they are in.
+        good: they show good parts.
+        grouping: `folders` takes each folder below `root` for a part, `detect` looks which pictures are alike, `none` takes
+            each for a part of its own.
         progress: called with (images done, images in all).
-        scored: called with each image and its score.
+        known: pictures that may not come again.
 
     Raises:
-        CalibrationError: too few images for the rate, images that cannot be read or scored (all are named), images that the
-            bundle was made with, the same picture twice, or a score that is not finite.
+        CalibrationError: images that cannot be read or scored (all are named), images that the bundle was made with, the
+            same picture twice, or a score that is not finite.
     """
-    check_enough(len(paths), rate)
     learnt_from = inspector.bundle.learnt_from()
-    seen: dict[str, Path] = {}
-    scores = np.empty(len(paths))
+    seen = {one.pixels: one.name for one in known if one.pixels is not None}
+    scored: list[Scored] = []
+    thumbs: list[Floats] = []
     broken: list[str] = []
     for number, path in enumerate(paths):
         try:
@@ -57,37 +74,96 @@ def fit_calibration(
         digest = pixel_digest(image)
         if digest in learnt_from:
             raise CalibrationError(
-                f"{path}: the bundle was made with this picture, so its score says nothing; calibrate on other good images"
+                f"{path}: the bundle was made with this picture, so its score says nothing; calibrate on other images"
             )
         if digest in seen:
-            raise CalibrationError(f"{path}: the same picture as {seen[digest]}; each part may count once, remove one")
-        seen[digest] = path
+            raise CalibrationError(f"{path}: the same picture as {seen[digest]}; each picture may count once, remove one")
+        seen[digest] = str(path)
         try:
-            scores[number] = inspector.score(image).value
+            score = inspector.score(image).value
         except EngineError as error:
             broken.append(f"{path}: {error}")
             continue
-        if not np.isfinite(scores[number]):
-            raise CalibrationError(f"{path}: score is {scores[number]}, expected a finite number; check the backend")
-        if scored is not None:
-            scored(path, float(scores[number]))
+        if not np.isfinite(score):
+            raise CalibrationError(f"{path}: score is {score}, expected a finite number; check the backend")
+        scored.append(Scored(name=os.path.relpath(path, root), score=score, pixels=digest, good=good))
+        if grouping == "detect":
+            thumbs.append(thumbnail(np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)))
         if progress is not None:
             progress(number + 1, len(paths))
     if broken:
         raise CalibrationError("replace or remove images that cannot be used:\n  " + "\n  ".join(broken))
+    if grouping == "folders":
+        groups = by_folder(paths, root)
+    elif grouping == "detect":
+        groups = by_likeness([one.name for one in scored], thumbs)
+    else:
+        return scored
+    return [one.model_copy(update={"group": group}) for one, group in zip(scored, groups, strict=True)]
+
+
+def make_calibration(
+    inspector: Inspector, proposal: Proposal, wishes: Wishes, *, station: str, camera: str, who: str, why: str = ""
+) -> Calibration:
+    """The record of a proposed threshold, bound to what it holds for."""
     bundle, extractor = inspector.bundle, inspector.extractor
     return Calibration(
         station=station,
         camera=camera,
         recipe=bundle.manifest.provenance.recipe,
-        threshold=conformal_threshold(scores, rate),
+        threshold=proposal.threshold,
         bundle_digest=bundle.digest,
         backend=extractor.backend,
         precision=extractor.precision,
         engine_digest=extractor.engine_digest,
-        n=len(scores),
-        rate=rate,
-        method="conformal",
-        when=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        n=proposal.good,
+        rate=wishes.rate if proposal.method in _ASKED_FOR else None,
+        method=proposal.method,
+        when=now(),
         who=who,
+        false_reject=proposal.false_reject,
+        escape=proposal.escape,
+        why=why,
     )
+
+
+def set_by_hand(old: Calibration, threshold: float, parts: Sequence[Scored], *, who: str, why: str) -> Calibration:
+    """The record of a threshold that a person chose, for what an older one is bound to.
+
+    Args:
+        old: the record in force.
+        threshold: the new one.
+        parts: scored pictures that say what it will do; may be none.
+        who, why: the person, and a reason that others will understand.
+
+    Raises:
+        CalibrationError: no reason, or a threshold that is not finite.
+    """
+    if not why.strip():
+        raise CalibrationError("a threshold set by hand needs a reason; give --why, in words that the next person understands")
+    if not np.isfinite(threshold):
+        raise CalibrationError(f"threshold is {threshold}, expected a finite number")
+    good, bad = split(parts) if parts else (None, None)
+    return Calibration(
+        station=old.station,
+        camera=old.camera,
+        recipe=old.recipe,
+        threshold=threshold,
+        bundle_digest=old.bundle_digest,
+        backend=old.backend,
+        precision=old.precision,
+        engine_digest=old.engine_digest,
+        n=good.count if good is not None else None,
+        rate=None,
+        method=MANUAL,
+        when=now(),
+        who=who,
+        false_reject=counted(good.above(threshold), good.count) if good is not None else None,
+        escape=escape_rate(bad, threshold) if bad is not None else None,
+        why=why.strip(),
+    )
+
+
+def now() -> str:
+    """Wall-clock time for a record, ISO 8601 in UTC."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

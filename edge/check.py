@@ -68,9 +68,7 @@ def check_station(config: StationConfig, open_camera: Callable[[], Camera]) -> l
         checks.append(Check("bundle", str(config.bundle), (str(error),)))
     try:
         calibration = load_calibration(config.calibration)
-        checks.append(
-            Check("calibration", f"threshold {calibration.threshold:.6g} from {calibration.n} images, {calibration.when}")
-        )
+        checks.append(Check("calibration", f"threshold {calibration.threshold:.6g}, {calibration.origin}"))
     except InspectionError as error:
         checks.append(Check("calibration", str(config.calibration), (str(error),)))
     if inspector is not None and calibration is not None:

@@ -149,7 +149,7 @@ def _run(
         came = intake.counts()
         journal.event("stopped", {"parts": station.statistics.parts, "reason": reason, "intake": came, **did})
         screen.close()
-        _print_statistics(station.statistics, time.monotonic() - begun)
+        _print_statistics(station.statistics, station.judge_with.calibration, time.monotonic() - begun)
         _print_counts({f"trigger by {trigger}": came, **did})
 
 
@@ -158,7 +158,8 @@ def _tell_state(
 ) -> None:
     notifier.status(f"{transition.after.value}: {transition.reason}")
     if transition.after is State.READY:
-        limits = f"threshold {station.judge_with.threshold:.6g}, deadline {station.deadline_ms:g} ms"
+        judge = station.judge_with
+        limits = f"threshold {judge.threshold:.6g}, {judge.calibration.origin}; deadline {station.deadline_ms:g} ms"
         console.say(f"{name} ready: {limits}, {described}")
         notifier.ready()
         intake.begin()
@@ -241,7 +242,7 @@ def _print_verdict(verdict: Verdict) -> None:
     console.say(line + (f"  ({verdict.reason})" if verdict.outcome is Outcome.FAULT else ""))
 
 
-def _print_statistics(statistics: Statistics, seconds: float) -> None:
+def _print_statistics(statistics: Statistics, calibration: Calibration, seconds: float) -> None:
     outcomes = (Outcome.PASS, Outcome.REJECT, Outcome.FAULT)
     folders = sorted({folder for folder, _ in statistics.by_folder})
     rows = [(folder, *(statistics.by_folder[folder, outcome] for outcome in outcomes)) for folder in folders]
@@ -255,3 +256,4 @@ def _print_statistics(statistics: Statistics, seconds: float) -> None:
     ]
     if stages:
         console.say(f"of it, p50/p99 ms: {', '.join(stages)}")
+    console.say(f"judged at threshold {calibration.threshold:.6g}, {calibration.origin}")

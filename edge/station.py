@@ -230,6 +230,7 @@ class Station:
             "faults": dict(self._faults),
             "recipe": judge.name,
             "threshold": judge.threshold,
+            "threshold_from": judge.calibration.origin,
             "bundle": judge.calibration.bundle_digest,
             "calibration": judge.calibration.digest,
             "deadline_ms": self.deadline_ms,

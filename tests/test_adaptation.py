@@ -25,7 +25,7 @@ import train.processes
 import train.product
 from calibration import CalibrationError
 from calibration.defects import KINDS
-from calibration.fit import fit_calibration
+from calibration.fit import score_images
 from engines.bundle import Bundle, load_bundle
 from engines.images import encode_png, pixel_digest, read_image
 from engines.inspector import Inspector
@@ -317,8 +317,8 @@ def test_nobody_calibrates_on_what_the_backbone_learnt_from(leaky: tuple[Bundle,
     assert bundle.learnt_from() == adapted_on | in_bank
     with Inspector(bundle) as inspector:
         with pytest.raises(CalibrationError, match=rf"{known.name}: the bundle was made with this picture.*; calibrate on"):
-            fit_calibration(inspector, [*fresh, known], station="s", camera="c", rate=0.25, who="w")
-        assert fit_calibration(inspector, fresh, station="s", camera="c", rate=0.25, who="w").n == 3
+            score_images(inspector, [*fresh, known], data)
+        assert len(score_images(inspector, fresh, data)) == 3
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from calibration import twins
 from engines.images import read_image
 from engines.pooling import Windows
 from train import TrainError, audit
@@ -49,8 +50,8 @@ def flagged(findings: list[Finding]) -> list[tuple[str, str]]:
 
 
 def test_good_parts_in_a_fixed_pose_raise_no_finding(parts: list[Sample]) -> None:
-    thumbs = [audit._thumbnail(sample.image()[:, :, 0]) for sample in parts]
-    assert audit._difference(thumbs[0], thumbs[1]) < 0.5  # they do look alike
+    thumbs = [twins.thumbnail(sample.image()[:, :, 0]) for sample in parts]
+    assert twins._difference(thumbs[0], thumbs[1]) < 0.5  # they do look alike
     assert audit_images(parts) == []
 
 

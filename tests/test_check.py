@@ -24,7 +24,7 @@ from edge.check import Check, check_station
 from edge.config import load_config
 from edge.sections import StationConfig
 from engines.bundle import GOLDEN, MANIFEST, Variant, load_bundle, pack_npz
-from tests.fakes import FakeClock, feature_graph, flip_byte, write_station, write_tiny_bundle
+from tests.fakes import FakeClock, feature_graph, flip_byte, journal_rows, write_station, write_tiny_bundle
 
 
 @pytest.fixture
@@ -88,6 +88,23 @@ def test_a_good_station_has_no_faults_and_nothing_is_written(config: Path) -> No
         ("bundle", "calibration", "calibration fits", "self-test", "speed", "source", "lines", "trigger", "journal"), ()
     )
     assert sorted(config.parent.rglob("*")) == before
+
+
+def test_a_threshold_that_was_set_by_hand_is_marked_wherever_it_is_shown(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "conformal from 99 parts" in looked_at(config)["calibration"].found
+    recalibrate(config.parent, method="manual", why="lamp changed")
+    assert "SET BY HAND by test" in looked_at(config)["calibration"].found
+    assert "lamp changed" in looked_at(config)["calibration"].found
+    assert start(config) == 0
+    said = capsys.readouterr().out
+    for line in ("line-1 ready: threshold", "judged at threshold"):
+        assert any(one.startswith(line) and "SET BY HAND by test" in one for one in said.splitlines())
+    events = [row for row in journal_rows(config.parent / "journal.db") if row.get("event") == "started"]
+    assert [(row["details"]["calibration"]["method"], row["details"]["calibration"]["why"]) for row in events] == [
+        ("manual", "lamp changed")
+    ]
 
 
 def test_everything_that_is_wrong_comes_at_once(config: Path) -> None:

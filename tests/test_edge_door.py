@@ -296,7 +296,7 @@ def test_a_backend_that_hangs_faults_parts_and_the_run_still_ends(
         return real(self, image)
 
     monkeypatch.setattr(Inspector, "score", score)
-    monkeypatch.setattr(assembly, "_print_statistics", lambda statistics, seconds: release.set())  # after the last part
+    monkeypatch.setattr(assembly, "_print_statistics", lambda *_: release.set())  # after the last part
     (config.parent / "parts" / "4.png").unlink()
     assert replay(config.parent, "--deadline-ms", "700") == 1
     assert [row["outcome"] for row in journal(config.parent) if "part" in row] == ["PASS", "FAULT", "FAULT"]

@@ -235,6 +235,7 @@ def test_a_scanners_labels_go_to_the_parts_that_follow(config: Path) -> None:
             patch.setattr(sys, "stdin", fake_stdin)
             camera = open_camera(loaded)
             intake = Intake(loaded, camera, DryRunRejector(), lambda: None, lambda name, details: notes.put(details))
+            intake.begin()
             arrivals = intake.camera.frames()
             os.write(ours, b"SN-1\nSN-2\n" + b"x" * 200 + b"\n")
             assert "200 characters" in str(notes.get(timeout=20)["reason"])  # the others were read before

@@ -116,8 +116,8 @@ def test_layout_may_change_where_values_do_not(path: Path) -> None:
 
 
 def test_a_newer_schema_is_refused_by_number(path: Path) -> None:
-    edit(path, schema_version=2, something_new="x")
-    with pytest.raises(CalibrationError, match="calibration schema 2, expected 1; update the program"):
+    edit(path, schema_version=3, something_new="x")
+    with pytest.raises(CalibrationError, match="calibration schema 3, expected 2 or 1; update the program"):
         load_calibration(path)
 
 
@@ -177,3 +177,49 @@ def test_each_difference_is_a_line(change: dict[str, str], line: str) -> None:
 def test_all_differences_come_at_once() -> None:
     other = {"bundle_digest": "c" * 64, "backend": "x", "precision": "y", "engine_digest": "d" * 64}
     assert len(mismatches(Calibration(**FIELDS), **other)) == 4
+
+
+OLD = """{
+ "schema_version": 1,
+ "station": "line-3",
+ "camera": "camera-1",
+ "recipe": "carpet",
+ "threshold": 1.25,
+ "bundle_digest": "b",
+ "backend": "onnxruntime",
+ "precision": "fp32",
+ "engine_digest": "e",
+ "n": 199,
+ "rate": 0.01,
+ "method": "conformal",
+ "when": "2024-01-01T00:00:00+00:00",
+ "who": "Ada",
+ "sha256": "c974f13fc27fa2702584f9f13aa368db6851ac000f1434515388cf3b9985f47e"
+}
+"""
+
+
+def test_a_record_of_schema_1_is_read_and_keeps_the_digest_that_its_journal_has(tmp_path: Path) -> None:
+    (tmp_path / "old.json").write_text(OLD)
+    old = load_calibration(tmp_path / "old.json")
+    assert (old.schema_version, old.threshold, old.entry, old.manual) == (1, 1.25, None, False)
+    assert old.digest == json.loads(OLD)["sha256"]
+    save_calibration(tmp_path / "copy.json", old)
+    assert (tmp_path / "copy.json").read_text() == OLD
+
+
+def test_schema_1_with_what_only_schema_2_has_is_refused(tmp_path: Path) -> None:
+    document = {**json.loads(OLD), "why": "because"}
+    (tmp_path / "old.json").write_text(json.dumps(document))
+    with pytest.raises(CalibrationError, match="schema 1 with fields of schema 2"):
+        load_calibration(tmp_path / "old.json")
+
+
+def test_a_threshold_set_by_hand_says_so_and_needs_a_reason() -> None:
+    manual = Calibration(**FIELDS | {"method": "manual", "why": "new lamp"})
+    assert manual.manual
+    assert manual.origin == "SET BY HAND by Ada, 2024-01-01T00:00:00+00:00: new lamp"
+    assert "HAND" not in Calibration(**FIELDS).origin
+    for why in ("", "  "):
+        with pytest.raises(ValidationError, match="no reason"):
+            Calibration(**FIELDS | {"method": "manual", "why": why})

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from calibration.twins import NEAR_COPIES, Twin, find_twins, thumbnail
 from engines import EngineError
 from engines.images import Image, pixel_digest
 from engines.ldknn import Floats, Progress
@@ -37,17 +38,6 @@ _LEAST_SATURATED = 0.1  # share of pixels
 _LEAST_OUTLIER = float(np.log(1.3))
 _SATURATED = 250  # grey levels; JPEG ringing keeps clipped areas from being 255 throughout
 _FOCUS_SIDE_PX = 1024  # finer detail than this is far below what the network sees
-
-_THUMB_PX = 128
-_MARGIN_PX = 6  # of a thumbnail: shifts up to 5 % of the image are found
-_COARSE_PX = 48
-_COARSE_MARGIN_PX = 3
-_CANDIDATES = 8
-_REFERENCE_PAIRS = 8
-_NEAR = 0.1  # a near-duplicate differs by less than this part of what different parts of the set differ by,
-_NEAR_MOST = 0.05  # and never by more than this
-_NEAR_FEW = 0.01  # in sets too small to have a usual difference
-_FLAT = 0.5  # grey levels: a thumbnail with less structure than this holds noise only
 
 
 @dataclass(frozen=True)
@@ -190,17 +180,11 @@ def _measure(sample: Sample, image: Image) -> _Picture:
     return _Picture(
         sample,
         image.shape[:2],
-        _thumbnail(grey),
+        thumbnail(grey),
         _focus(grey),
         float(np.log(grey.mean() + 1)),
         float((image >= _SATURATED).any(axis=2).mean()),
     )
-
-
-def _thumbnail(grey: npt.NDArray[np.uint8]) -> Floats:
-    """Structure of an image without its lighting: float32 (128, 128), blurred a little so that half-pixel shifts match."""
-    small = cv2.resize(grey, (_THUMB_PX, _THUMB_PX), interpolation=cv2.INTER_AREA).astype(np.float32)
-    return np.asarray(cv2.GaussianBlur(small, (0, 0), 1) - cv2.GaussianBlur(small, (0, 0), _THUMB_PX / 16))
 
 
 def _focus(grey: npt.NDArray[np.uint8]) -> float:
@@ -265,89 +249,20 @@ def _wrong_sizes(pictures: Sequence[_Picture]) -> list[Finding]:
 
 
 def _near_duplicates(pictures: Sequence[_Picture]) -> list[Finding]:
-    """One picture saved again, or one part photographed again: alike far beyond what different parts of this set are.
-
-    Good parts in a fixed pose correlate up to 0.98, so the limit comes from the set: a fixed part of the lower quartile
-    of the differences (1 - correlation) between images that stand far apart in the folder. A quartile, so that bursts
-    of frames don't set it.
-    """
-    pictures = [picture for picture in pictures if picture.thumb.std() > _FLAT]
-    thumbs = [picture.thumb for picture in pictures]
-    if len(pictures) < 2:
-        return []
-    most = _most_difference(thumbs)
-    nearest: dict[int, tuple[float, int]] = {}
-    for earlier, later in _candidate_pairs(thumbs):
-        difference = _difference(thumbs[earlier], thumbs[later])
-        if difference < min(most, nearest.get(later, (np.inf, -1))[0]):
-            nearest[later] = difference, earlier
+    """One picture saved again, or one part photographed again: alike far beyond what different parts of this set are."""
+    twins = find_twins([picture.thumb for picture in pictures], NEAR_COPIES)
+    nearest: dict[int, Twin] = {}
+    for twin in twins.pairs:
+        if twin.later not in nearest or twin.difference < nearest[twin.later].difference:
+            nearest[twin.later] = twin
     return [
         Finding(
-            pictures[later].sample,
+            pictures[twin.later].sample,
             "near-duplicate",
-            f"correlates {1 - difference:.3f} with {pictures[earlier].sample.path.name} (duplicates from {1 - most:.3f}):"
-            " saved again, or the same part again",
-            1 - difference,
-            pictures[earlier].sample,
+            f"correlates {1 - twin.difference:.3f} with {pictures[twin.earlier].sample.path.name} (duplicates from"
+            f" {1 - twins.limit:.3f}): saved again, or the same part again",
+            1 - twin.difference,
+            pictures[twin.earlier].sample,
         )
-        for later, (difference, earlier) in nearest.items()
+        for twin in nearest.values()
     ]
-
-
-def _most_difference(thumbs: Sequence[Floats]) -> float:
-    """Largest 1 - correlation that still is a near-duplicate in this set."""
-    count = len(thumbs)
-    if count < MIN_IMAGES:
-        return _NEAR_FEW
-    steps = np.unique(np.linspace(1, count - 1, _REFERENCE_PAIRS + 2, dtype=int)[1:-1])
-    usual = [_difference(thumbs[i], thumbs[(i + step) % count]) for i in range(count) for step in steps]
-    return min(_NEAR_MOST, _NEAR * float(np.percentile(usual, 25)))
-
-
-def _difference(one: Floats, other: Floats) -> float:
-    """1 - the largest normalised correlation of the middle of one with the other, over shifts of up to 6 pixels.
-
-    The peak is read between pixels too, from a parabola along each axis: half a pixel of a thumbnail is a shift that
-    would cost more correlation than another part in the same pose does.
-    """
-    middle = one[_MARGIN_PX:-_MARGIN_PX, _MARGIN_PX:-_MARGIN_PX]
-    alike = cv2.matchTemplate(other, middle, cv2.TM_CCOEFF_NORMED)
-    row, column = np.unravel_index(alike.argmax(), alike.shape)
-    peak = float(alike[row, column])
-    rise = _rise(alike[:, column], int(row)) + _rise(alike[row], int(column))
-    return max(0.0, 1 - peak - rise)
-
-
-def _rise(values: npt.NDArray, at: int) -> float:
-    """How far the parabola through the largest value, at `at`, and its two neighbours rises above it; 0 at the border."""
-    if not 0 < at < len(values) - 1:
-        return 0.0
-    left, top, right = values[at - 1 : at + 2].tolist()
-    bend = left - 2 * top + right
-    return -((left - right) ** 2) / (8 * bend) if bend < 0 else 0.0
-
-
-def _candidate_pairs(thumbs: Sequence[Floats]) -> list[tuple[int, int]]:
-    """Pairs (earlier, later) worth a close look: each image with its nearest ones at 48 x 48 pixels.
-
-    One matrix product a shift, so that a thousand images take seconds; the products are float32 (n, n).
-    """
-    size = (_COARSE_PX, _COARSE_PX)
-    coarse = np.stack([cv2.GaussianBlur(cv2.resize(thumb, size, interpolation=cv2.INTER_AREA), (0, 0), 1) for thumb in thumbs])
-    side, shifts = _COARSE_PX - 2 * _COARSE_MARGIN_PX, range(2 * _COARSE_MARGIN_PX + 1)
-    middle = _unit(coarse[:, _COARSE_MARGIN_PX:-_COARSE_MARGIN_PX, _COARSE_MARGIN_PX:-_COARSE_MARGIN_PX])
-    alike = np.full((len(thumbs), len(thumbs)), -np.inf, np.float32)
-    for down in shifts:
-        for right in shifts:
-            np.maximum(alike, middle @ _unit(coarse[:, down : down + side, right : right + side]).T, out=alike)
-    np.fill_diagonal(alike, -np.inf)
-    count = min(_CANDIDATES, len(thumbs) - 1)
-    nearest = np.argpartition(alike, -count, axis=1)[:, -count:].tolist()
-    return sorted({(min(row, column), max(row, column)) for row, columns in enumerate(nearest) for column in columns})
-
-
-def _unit(patches: npt.NDArray) -> Floats:
-    """Flatten (n, h, w), take the mean away, scale to length 1: products of rows are normalised correlations."""
-    flat = patches.reshape(len(patches), -1)
-    flat = flat - flat.mean(axis=1, keepdims=True)
-    return np.asarray(flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6))
