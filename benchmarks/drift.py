@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import beta
 
+from benchmarks.drift_streams import alarms_of
 from calibration.appearance import measure, statistics_of
 from calibration.drift import CHANNELS, FEWEST, Alarm, Monitor
 from calibration.threshold import conformal_threshold
@@ -39,10 +40,11 @@ from train.data import open_dataset
 
 Values = npt.NDArray[np.float64]
 _PROMISE = 10_000.0  # parts between false ones, of all methods
+_AT_ONCE = 200  # runs that are worked out side by side
 _RATE = 0.02  # false rejects that the threshold allows
 _STREAM = 5_000  # parts of one long run
 _LATEST = 500  # parts after a change that are waited for
-_BEFORE = 1_000  # good parts before a later change
+_BEFORE = 500  # good parts before a later change
 _STEP = 1_000  # parts on each step of a slow change
 _SHIFT_PX, _CAST = 0.03, 1.08
 
@@ -163,11 +165,7 @@ def _monitor(reference: Values) -> Watch:
     return Monitor(reference, warning_parts=_PROMISE, alarm_parts=_PROMISE)
 
 
-METHODS: dict[str, Callable[[Values], Watch]] = {
-    "calibration.drift": _monitor,
-    "ranks, calibration alone": FixedRanks,
-    "CUSUM": Cusum,
-}
+PEERS: dict[str, Callable[[Values], Watch]] = {"ranks, calibration alone": FixedRanks, "CUSUM": Cusum}
 
 
 class Split:
@@ -272,23 +270,27 @@ def _cost_ms() -> float:
 def _false_alarms(clean: Values, counts: Sequence[int], parts: int) -> list[dict[str, Any]]:
     """Without a change: monitoring images drawn with replacement for long runs, and each image once."""
     found = []
+    middle = counts[len(counts) // 2]
+    cases = [(n, True, "calibration.drift", parts) for n in counts]
+    cases += [(middle, False, "calibration.drift", parts)]
+    cases += [(middle, True, name, parts // 5) for name in PEERS]
     with console.progress("false alarms") as advance:
-        middle = counts[len(counts) // 2]
-        cases = [(n, True, "calibration.drift", parts) for n in counts]
-        cases += [(middle, True, name, parts // 5) for name in list(METHODS)[1:]]
-        cases.append((middle, False, "calibration.drift", parts))
-        for number, (n, replace, name, wanted) in enumerate(cases, 1):
-            rng = np.random.default_rng([n, replace])
-            alarms, splits, done, runs = 0, 0, 0, 0
+        for number, (n, again, name, wanted) in enumerate(cases, 1):
+            rng = np.random.default_rng([n, again])
+            alarms, done = [], 0
             while done < wanted:
-                split = Split(clean, rng.permutation(len(clean)), n)
-                stream = rng.choice(split.pool, _STREAM) if replace else split.pool
-                watch = METHODS[name](split.reference)
-                here = _count(watch, clean[stream], split.threshold)
-                alarms, splits, done, runs = alarms + here, splits + (here > 0), done + len(stream), runs + 1
-            low, high = _clopper_pearson(alarms, done)
-            row: dict[str, Any] = {"n": n, "again": replace, "method": name, "alarms": alarms, "parts": done}
-            found.append(row | {"low": low, "high": high, "splits": splits, "runs": runs})
+                splits = [Split(clean, rng.permutation(len(clean)), n) for _ in range(max(1, min(_AT_ONCE, wanted // _STREAM)))]
+                streams = [rng.choice(split.pool, _STREAM) if again else split.pool for split in splits]
+                passed = [drawn[clean[drawn, 0] <= split.threshold] for split, drawn in zip(splits, streams, strict=True)]
+                if name in PEERS:
+                    alarms += [_count(PEERS[name](split.reference), clean[p]) for split, p in zip(splits, passed, strict=True)]
+                else:
+                    alarms += map(len, alarms_of([split.reference for split in splits], clean, passed, _PROMISE))
+                done += sum(map(len, passed))
+            total = sum(alarms)
+            low, high = _clopper_pearson(total, done)
+            row: dict[str, Any] = {"n": n, "again": again, "method": name, "alarms": total, "parts": done}
+            found.append(row | {"low": low, "high": high, "splits": sum(count > 0 for count in alarms), "runs": len(alarms)})
             advance(number, len(cases))
     console.table(
         "without a change, all methods promising at most 1 false alarm in 10,000 parts",
@@ -310,11 +312,11 @@ def _false_alarms(clean: Values, counts: Sequence[int], parts: int) -> list[dict
     return found
 
 
-def _count(watch: Watch, values: Values, threshold: float) -> int:
-    """Alarms in a stream; each is looked at, found false, and reset."""
+def _count(watch: Watch, values: Values) -> int:
+    """Alarms in a stream of passed parts; each is looked at, found false, and reset."""
     alarms = 0
     for row in values:
-        if row[0] <= threshold and watch.observe(row[0], row[1:]) is not None:
+        if watch.observe(row[0], row[1:]) is not None:
             alarms += 1
             watch.reset()
     return alarms
@@ -329,10 +331,9 @@ def _in_order(clean: Values, counts: Sequence[int]) -> list[dict[str, Any]]:
     """In the order of the files, from every place on: neighbours are alike, as in a line that takes batch after batch."""
     found = []
     for n in counts:
-        alarmed = []
-        for start in range(len(clean)):
-            split = Split(clean, np.roll(np.arange(len(clean)), -start), n)
-            alarmed.append(_count(_monitor(split.reference), clean[split.pool], split.threshold))
+        splits = [Split(clean, np.roll(np.arange(len(clean)), -start), n) for start in range(len(clean))]
+        passed = [split.pool[clean[split.pool, 0] <= split.threshold] for split in splits]
+        alarmed = [len(places) for places in alarms_of([split.reference for split in splits], clean, passed, _PROMISE)]
         row = {"n": n, "runs": len(clean), "with": int(np.count_nonzero(alarmed)), "parts": len(clean) - n}
         found.append(row)
     console.table(
@@ -349,7 +350,7 @@ def _delays(scores: dict[str, Values], counts: Sequence[int], splits: int) -> li
     with console.progress("delays") as advance:
         middle = counts[len(counts) // 2]
         cases = [(n, before, "calibration.drift") for n in counts for before in (0, _BEFORE)]
-        cases += [(middle, 0, name) for name in list(METHODS)[1:]]
+        cases += [(middle, 0, name) for name in PEERS]
         for number, (n, before, name) in enumerate(cases, 1):
             taken: dict[str, list[float]] = {change: [] for change in changes}
             said: dict[str, list[str]] = {change: [] for change in changes}
@@ -357,8 +358,9 @@ def _delays(scores: dict[str, Values], counts: Sequence[int], splits: int) -> li
             for draw in range(splits):
                 rng = np.random.default_rng([n, draw])
                 split = Split(scores["clean"], rng.permutation(len(scores["clean"])), n)
-                warm = METHODS[name](split.reference)
-                _count(warm, scores["clean"][rng.choice(split.pool, before)], split.threshold)
+                warm = PEERS.get(name, _monitor)(split.reference)
+                good = rng.choice(split.pool, before)
+                _count(warm, scores["clean"][good[scores["clean"][good, 0] <= split.threshold]])
                 for change in changes:
                     other = change.startswith("product ")
                     drawn = rng.integers(len(scores[change]), size=_LATEST) if other else rng.choice(split.pool, _LATEST)
@@ -405,14 +407,20 @@ def _first(watch: Watch, values: Values, threshold: float) -> tuple[float, objec
 def _slowly(scores: dict[str, Values], counts: Sequence[int], splits: int) -> list[dict[str, Any]]:
     """The light fails in steps of 5 %; the monitor learns from each step and may miss the next for it."""
     steps = ["clean", *_SLOW, "light x 0.8"]
+    values = np.concatenate([scores[step] for step in steps])
     found: list[dict[str, Any]] = []
     for n in counts:
-        at = []
+        references, streams, numbers = [], [], []
         for draw in range(splits):
             rng = np.random.default_rng([n, draw, 1])
             split = Split(scores["clean"], rng.permutation(len(scores["clean"])), n)
-            values = np.concatenate([scores[step][rng.choice(split.pool, _STEP)] for step in steps])
-            at.append(_first(_monitor(split.reference), values, split.threshold)[0])
+            stream = np.concatenate([rng.choice(split.pool, _STEP) + step * len(scores["clean"]) for step in range(len(steps))])
+            passed = np.flatnonzero(values[stream, 0] <= split.threshold)
+            references.append(split.reference)
+            streams.append(stream[passed])
+            numbers.append(passed)
+        found_at = alarms_of(references, values, streams, _PROMISE)
+        at = [float(passed[places[0]] + 1) if places else math.inf for places, passed in zip(found_at, numbers, strict=True)]
         reached = [sum(place <= (number + 1) * _STEP for place in at) for number in range(len(steps))]
         found.append({"n": n, "splits": splits, "median": float(np.percentile(at, 50, method="higher")), "by_step": reached})
     console.table(

@@ -31,10 +31,11 @@ FEWEST: Final = 30  # good parts to compare with
 WARNING_PARTS: Final = 10_000.0
 ALARM_PARTS: Final = 100_000.0
 
-_GRID_FROM = 10  # parts that the grid is laid over; the others are ranked
-_CELLS, _CELLS_A_SPREAD = 4096, 64
-_BETS = (-1.7, -0.7, 0.7, 1.7)  # shifts, in standard deviations, that are bet on
-_RECENT = 0.1  # weight of the newest part in the level that is reported and held against the tolerance
+GRID_FROM: Final = 10  # parts that the grid is laid over; the others are ranked
+CELLS: Final = 4096
+_CELLS_A_SPREAD = 64
+BETS: Final = (-1.7, -0.7, 0.7, 1.7)  # shifts, in standard deviations, that are bet on
+RECENT: Final = 0.1  # weight of the newest part in the level that is reported and held against the tolerance
 _MOST = 1e12  # of R: enough for any limit, and soon forgotten once a change is over
 _SEVERAL = 3  # kinds that change at once: more than one thing at the station would have to fail together
 _CLOSE = 1e-12  # to 0 and to 1, where the normal deviate is not finite any more
@@ -104,6 +105,26 @@ class Alarm:
     message: str
 
 
+class Grid:
+    """The cells that values are counted in: fine beside the spread between parts, and laid before the parts that are ranked.
+
+    Attributes:
+        middle, pitch: float64 (7,), the value at the middle of a channel's cells and the width of one.
+    """
+
+    def __init__(self, parts: npt.NDArray[np.float64]) -> None:
+        """Lay it over a few parts, float64 (n, 7)."""
+        self.middle = np.median(parts, axis=0)
+        resolution = np.array([channel.resolution for channel in CHANNELS])
+        self.pitch = np.maximum(np.abs(parts - self.middle).mean(axis=0) / _CELLS_A_SPREAD, resolution)
+
+    def cells(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+        """The cell of each value, int64 (..., 7), 0 to 4095; what lies beyond is in the outermost."""
+        with np.errstate(over="ignore"):  # a score may be huge
+            steps = np.clip((values - self.middle) / self.pitch, -CELLS, CELLS)
+        return np.clip(np.floor(steps).astype(np.int64) + CELLS // 2, 0, CELLS - 1)
+
+
 class Monitor:
     """Watches passed parts against the calibration's. Memory and time a part do not grow.
 
@@ -113,6 +134,9 @@ class Monitor:
     is a change. What is too small to matter (a channel's tolerance) raises nothing, however sure it is.
 
     Attributes:
+        grid: of the ranks.
+        expected: float64 (7,), the calibration's means.
+        tolerance: float64 (7,), the least change of each channel that matters.
         parts: observed since the start or the last reset.
         alarm: the alarm that stands until `reset`, if any.
     """
@@ -153,24 +177,21 @@ class Monitor:
             )
         self._warning_parts, self._alarm_parts = warning_parts, alarm_parts
         self._random = np.random.default_rng(seed)
-        self._expected, spread = reference.mean(axis=0), reference.std(axis=0)
-        self._tolerance = np.array(
+        self.expected, spread = reference.mean(axis=0), reference.std(axis=0)
+        self.tolerance = np.array(
             [
                 max(channel.absolute, channel.relative * abs(mean), channel.spreads * deviation)
-                for channel, mean, deviation in zip(CHANNELS, self._expected, spread, strict=True)
+                for channel, mean, deviation in zip(CHANNELS, self.expected, spread, strict=True)
             ]
         )
         # the grid must not depend on the parts that are ranked on it
-        first, ranked = reference[:_GRID_FROM], reference[_GRID_FROM:]
-        self._middle = np.median(first, axis=0)
-        resolution = np.array([channel.resolution for channel in CHANNELS])
-        self._pitch = np.maximum(np.abs(first - self._middle).mean(axis=0) / _CELLS_A_SPREAD, resolution)
-        self._counts = np.zeros((len(CHANNELS), _CELLS), np.int64)
-        self._counted = len(ranked)
-        for values in ranked:
-            self._counts[_EVERY, self._cells(values)] += 1
-        self._bets = np.array(_BETS)
-        self._shares = np.array([channel.weight for channel in CHANNELS])[:, None] / len(_BETS)
+        self.grid = Grid(reference[:GRID_FROM])
+        self._counts = np.zeros((len(CHANNELS), CELLS), np.int64)
+        self._counted = len(reference) - GRID_FROM
+        for cells in self.grid.cells(reference[GRID_FROM:]):
+            self._counts[_EVERY, cells] += 1
+        self._bets = np.array(BETS)
+        self._shares = np.array([channel.weight for channel in CHANNELS])[:, None] / len(BETS)
         self.reset()
 
     def reset(self) -> None:
@@ -180,8 +201,8 @@ class Monitor:
         """
         self.parts = 0
         self.alarm: Alarm | None = None
-        self._evidence = np.zeros((len(CHANNELS), len(_BETS)))
-        self._recent = self._expected.copy()
+        self._evidence = np.zeros((len(CHANNELS), len(BETS)))
+        self._recent = self.expected.copy()
 
     def observe(self, score: float, statistics: npt.NDArray[np.float64]) -> Alarm | None:
         """Take in one passed part: what has to be said after it, or None.
@@ -196,15 +217,15 @@ class Monitor:
             return self.alarm
         self.parts += 1
         values = np.array([score, *statistics], np.float64)
-        if values.shape != self._expected.shape:
+        if values.shape != self.expected.shape:
             raise CalibrationError(f"{len(values) - 1} statistics, expected {len(STATISTICS)}; measure them as the reference's")
         if not np.isfinite(values).all():
             self.alarm = self._broken(values)
             return self.alarm
-        self._recent += _RECENT * (values - self._recent)
+        self._recent += RECENT * (values - self._recent)
         bet = np.exp(self._deviates(values)[:, None] * self._bets - self._bets**2 / 2)
         self._evidence = np.minimum((1 + self._evidence) * bet, _MOST)
-        matters = np.abs(self._recent - self._expected) > self._tolerance
+        matters = np.abs(self._recent - self.expected) > self.tolerance
         by_channel = (self._shares * self._evidence).sum(axis=1) * matters
         total = float(by_channel.sum())
         if total < self._warning_parts:
@@ -217,7 +238,7 @@ class Monitor:
 
     def _deviates(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Normal deviates of the smoothed ranks of one part among all before it, which it then joins."""
-        cells = self._cells(values)
+        cells = self.grid.cells(values)
         ties = self._random.random(len(cells))
         deviates = []
         for counts, cell, share in zip(self._counts, cells.tolist(), ties.tolist(), strict=True):
@@ -228,17 +249,15 @@ class Monitor:
         self._counted += 1
         return np.array(deviates)
 
-    def _cells(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-        steps = np.clip((values - self._middle) / self._pitch, -_CELLS, _CELLS)  # before the cast: a score may be huge
-        return np.clip(np.floor(steps).astype(np.int64) + _CELLS // 2, 0, _CELLS - 1)
-
     def _drifted(self, level: Level, by_channel: npt.NDArray[np.float64]) -> Alarm:
-        order = np.argsort(-by_channel)
-        # the greatest is at or above the limit's share of one channel, as the sum is above the limit
-        clear = [int(at) for at in order if by_channel[at] >= self._warning_parts / len(CHANNELS)]
-        kinds = tuple(dict.fromkeys(CHANNELS[at].kind for at in clear))
+        # the greatest is at or above one channel's part of the limit, as the sum is at or above all of it
+        clear = [int(at) for at in np.argsort(-by_channel) if by_channel[at] >= self._warning_parts / len(CHANNELS)]
+        # light, focus, colour and position move the score too: it is the product's alone where they stand still
+        clear.sort(key=lambda at: CHANNELS[at].kind == "product")
+        causes = [at for at in clear if CHANNELS[at].kind != "product"] or clear
+        kinds = tuple(dict.fromkeys(CHANNELS[at].kind for at in causes))
         first = CHANNELS[clear[0]]
-        got, expected = float(self._recent[clear[0]]), float(self._expected[clear[0]])
+        got, expected = float(self._recent[clear[0]]), float(self.expected[clear[0]])
         said = "; ".join(self._change(at) for at in clear)
         remedy = first.remedy
         if len(kinds) >= _SEVERAL:
@@ -247,13 +266,13 @@ class Monitor:
         return Alarm(level, kinds, first.name, got, expected, f"{' and '.join(kinds)} drifted: {said}; {remedy}; {again}")
 
     def _change(self, at: int) -> str:
-        channel, got, expected = CHANNELS[at], self._recent[at], self._expected[at]
+        channel, got, expected = CHANNELS[at], self._recent[at], self.expected[at]
         unit = f" {channel.unit}" if channel.unit else ""
         return f"{channel.name} {got:.4g}{unit}, at the calibration {expected:.4g}"
 
     def _broken(self, values: npt.NDArray[np.float64]) -> Alarm:
         at = int(np.flatnonzero(~np.isfinite(values))[0])
-        channel, got, expected = CHANNELS[at], float(values[at]), float(self._expected[at])
+        channel, got, expected = CHANNELS[at], float(values[at]), float(self.expected[at])
         message = (
             f"{channel.name} of a passed part is {got}, expected a number near {expected:.4g}: the picture has no light or no"
             " structure, or the backend is broken; look at the camera's picture"

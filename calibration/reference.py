@@ -133,7 +133,9 @@ def load_reference(path: Path | str) -> Reference:
     except (ValueError, KeyError, TypeError, RecursionError, AttributeError):
         raise CalibrationError(f"{path}: not a drift reference; {_AGAIN}") from None
     if version != SCHEMA:
-        raise CalibrationError(f"{path}: drift reference of schema {version}, expected {SCHEMA}; update the program, or {_AGAIN}")
+        raise CalibrationError(
+            f"{path}: drift reference of schema {version}, expected {SCHEMA}; update the program, or {_AGAIN}"
+        )
     try:
         reference = Reference.model_validate(document)
     except ValidationError as error:
