@@ -192,7 +192,8 @@ def _from_csv(folder: Path) -> list[tuple[str, bool]]:
         names = tuple(rows.fieldnames or ())
         content = list(rows)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise CalibrationError(f"{path}: cannot be read ({error}); expected CSV with the columns image, label") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CalibrationError(f"{path}: cannot be read ({reason}); expected CSV with the columns image, label") from None
     if not {"image", "label"} <= set(names):
         raise CalibrationError(f"{path}: columns {', '.join(names) or 'none'}, expected image and label")
     found = []

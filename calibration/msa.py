@@ -137,7 +137,8 @@ def _read(path: Path) -> tuple[tuple[str, ...], list[dict[str, str]]]:
         reader.fieldnames = names
         rows = [{key: (value or "").strip() for key, value in row.items() if key is not None} for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise CalibrationError(f"{path}: cannot be read ({error}); expected CSV with a header") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CalibrationError(f"{path}: cannot be read ({reason}); expected CSV with a header") from None
     if not rows:
         raise CalibrationError(f"{path}: no rows; expected one for each time that a part was judged")
     return names, rows
