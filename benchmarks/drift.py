@@ -34,7 +34,7 @@ from engines import EngineError, console
 from engines.atomic import write_file
 from engines.bench import machine
 from engines.bundle import load_bundle
-from engines.images import Image, list_images, pixel_digest, read_image
+from engines.images import Image, pixel_digest
 from engines.inspector import Inspector
 from train.data import open_dataset
 
@@ -249,7 +249,7 @@ def _scores(arguments: argparse.Namespace) -> dict[str, Values]:
             scores[name] = np.array([channels(change(frame)) for frame in frames])
             advance(number, len(changes))
         for folder in arguments.others:
-            others = [read_image(path) for path in list_images(folder, recursive=True)]
+            others = [sample.image() for sample in open_dataset(folder).train]
             scores[f"product {folder.name}"] = np.array([channels(frame) for frame in others])
     if arguments.scores is not None:
         arguments.scores.parent.mkdir(parents=True, exist_ok=True)
