@@ -1,4 +1,4 @@
-"""The calibration door: `python -m calibration fit|set|show|history|diff|export`."""
+"""The calibration door: `python -m calibration COMMAND`; `--help` lists the commands."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from calibration import CalibrationError, records_door
+from calibration import CalibrationError, records_door, station_door
 from calibration.fit import GROUPINGS, find_images, make_calibration, score_images
 from calibration.history import history_path, write
 from calibration.propose import COMPARED_ONLY, METHODS, Comparison, Proposal, Wishes, propose
 from calibration.scores import Scored, read_scores, split
-from calibration.threshold import check_enough
 from engines import EngineError, console
 from engines.bundle import load_bundle
 from engines.inspector import Inspector
@@ -31,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_fit(commands.add_parser("fit", help="take a threshold from good parts, and bad ones if there are any"))
     records_door.add_commands(commands, account)
+    station_door.add_commands(commands, account)
     arguments = parser.parse_args(argv)
     return console.run_door(arguments.run, arguments)
 
