@@ -1,4 +1,4 @@
-"""The calibration door: `python -m calibration fit`."""
+"""The calibration door: `python -m calibration fit` and `capability`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from calibration.capability_door import add_capability
 from calibration.fit import fit_calibration
 from calibration.record import save_calibration
 from calibration.threshold import check_enough
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     fit.add_argument("--out", required=True, type=Path, help="record to write, a .json file")
     add_running(fit)
     fit.set_defaults(run=_fit)
+    add_capability(commands)
     arguments = parser.parse_args(argv)
     return console.run_door(arguments.run, arguments)
 

@@ -1,0 +1,374 @@
+"""Probability of detection from hits and misses: how large a defect must be to be found with a probability.
+
+The model is MIL-HDBK-1823A's for hit/miss data ("Nondestructive Evaluation System Reliability Assessment", 2009, section
+4.5.2.3 and appendix G), with the defect's contrast as a second covariate:
+
+    logit POD = b0 + b1 f(size) + b2 log(contrast),        f the logarithm or the identity, whichever fits better.
+
+Coefficients maximise Firth's penalised likelihood, l + log|I| / 2 (D. Firth, "Bias reduction of maximum likelihood
+estimates", Biometrika 80, 1993), which is finite where a size separates hits from misses. a90 is the size whose POD is 90 %;
+a90/95 is its upper 95 % confidence bound, the size at which the profile penalised likelihood ratio (G. Heinze, M. Schemper,
+"A solution to the problem of separation in logistic regression", Statistics in Medicine 21, 2002) reaches the one-sided 95 %
+point, as the handbook's bound does for the plain likelihood. Several defects on one image share its luck: the ratio is
+divided by the design effect of the images at a90, where that is above 1 (sandwich variance over the model's; A. Rotnitzky,
+N. P. Jewell, Biometrika 77, 1990).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from calibration import CalibrationError
+
+Doubles = npt.NDArray[np.float64]
+Scale = Literal["log", "linear"]
+
+FEWEST = 60  # hits and misses; the handbook's least number for such data
+_TREND = 0.05  # probability of so strong a trend without one, above which there is none
+_ITERATIONS, _HALVINGS, _CLOSE = 200, 30, 1e-9
+_LARGEST_STEP = 5.0  # of a coefficient, in units of its standardised covariate
+_BANDS = 10  # of the goodness of fit
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Defects that were shown to a station, and whether it found them.
+
+    Attributes:
+        size_px: float64 (n,), above 0.
+        contrast: float64 (n,), above 0.
+        found: bool (n,).
+        group: int64 (n,), the image that each defect lies on.
+    """
+
+    size_px: Doubles
+    contrast: Doubles
+    found: npt.NDArray[np.bool_]
+    group: npt.NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        shapes = {self.size_px.shape, self.contrast.shape, self.found.shape, self.group.shape}
+        if len(shapes) != 1 or self.size_px.ndim != 1:
+            raise CalibrationError(f"sizes, contrasts, hits and images have shapes {shapes}, expected one length for all")
+        if not all(np.isfinite(values).all() and (values > 0).all() for values in (self.size_px, self.contrast)):
+            raise CalibrationError("sizes and contrasts of defects, expected finite numbers above 0")
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    def only(self, chosen: npt.NDArray[np.bool_]) -> Trials:
+        """The trials chosen, bool (n,)."""
+        return Trials(self.size_px[chosen], self.contrast[chosen], self.found[chosen], self.group[chosen])
+
+
+class UndeterminedError(CalibrationError):
+    """The trials do not say how large a defect must be; the message says why and what would."""
+
+
+class PodCurve:
+    """A fitted POD curve.
+
+    Attributes:
+        scale: of the size, `log` or `linear`.
+        coefficients: b0, b1, b2 of the model above.
+        design_effect: variance of the curve with images as the units over that with defects as the units, at POD 90 %.
+        misfit: probability of so bad a fit where the model is right (Hosmer-Lemeshow, ten bands).
+    """
+
+    def __init__(self, trials: Trials) -> None:
+        """Fit.
+
+        Raises:
+            UndeterminedError: fewer than `FEWEST` trials, all found, none found, or no trend with size.
+        """
+        _check(trials)
+        fits = {scale: _Fit(_covariates(trials, scale), trials.found) for scale in ("log", "linear")}
+        # of equally many coefficients; the penalty depends on the scale, the likelihood alone is compared
+        self.scale: Scale = "log" if fits["log"].likelihood >= fits["linear"].likelihood else "linear"
+        self._fit = fits[self.scale]
+        self._trials = trials
+        slope = self._fit.beta[1]
+        flat = self._fit.ratio(np.array([0.0, 1.0, 0.0]), 0.0)
+        if slope <= 0 or flat < _cut(1 - _TREND):
+            raise UndeterminedError(
+                f"{np.count_nonzero(trials.found)} of {len(trials)} defects were found, and larger ones not clearly more often:"
+                " no size can be stated; draw over a wider range of sizes, or look at what is found and what is not"
+            )
+        self.coefficients = tuple(self._fit.unscaled().tolist())
+        self.design_effect = self._design_effect()
+        self.misfit = _misfit(self._fit.probabilities, trials.found)
+
+    def probability(self, size_px: Doubles | float, contrast: Doubles | float) -> Doubles:
+        """POD of defects of a size and a contrast: float64 of their common shape, 0 to 1."""
+        b0, b1, b2 = self.coefficients
+        return np.asarray(_logistic(b0 + b1 * _scaled(size_px, self.scale) + b2 * np.log(contrast)))
+
+    def size_at(self, probability: float, contrast: float, easier: float = 0.0) -> float:
+        """The size (pixels) whose POD is `probability` at a contrast, in or beyond the range of sizes tried.
+
+        On a linear scale it may be 0 or below, on a logarithmic one infinite. `easier` is added to the logit: see
+        `local_intercepts`.
+        """
+        b0, b1, b2 = self.coefficients
+        return _unscaled((_logit(probability) - b0 - b2 * math.log(contrast) - easier) / b1, self.scale)
+
+    def bound_at(self, probability: float, contrast: float, confidence: float = 0.95) -> float:
+        """Upper confidence bound of `size_at`, one-sided: a90/95 for 0.9 and 0.95.
+
+        Infinite where it lies beyond four times the largest size, as where the trend is hardly one.
+        """
+        level = _logit(probability)
+        b0, b1, b2 = self.coefficients
+        cut = _cut(confidence) * self.design_effect
+
+        def beyond(at: float) -> bool:
+            return self._fit.ratio_at(np.array([1.0, at, math.log(contrast)]), level) > cut
+
+        low = (level - b0 - b2 * math.log(contrast)) / b1
+        largest = max(float(self._trials.size_px.max()), self.size_at(probability, contrast))
+        high = float(_scaled(4 * largest, self.scale))
+        if not beyond(high):
+            return math.inf
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (low, middle) if beyond(middle) else (middle, high)
+            if high - low < 1e-6 * max(1.0, abs(high)):
+                break
+        return _unscaled(high, self.scale)
+
+    def _design_effect(self) -> float:
+        """At POD 90 % and the geometric mean of the contrasts."""
+        contrast = float(np.exp(np.log(self._trials.contrast).mean()))
+        b0, b1, b2 = self.coefficients
+        at = (_logit(0.9) - b0 - b2 * math.log(contrast)) / b1
+        return max(1.0, self._fit.clustering(np.array([1.0, at, math.log(contrast)]), self._trials.group))
+
+
+@dataclass(frozen=True)
+class Detectable:
+    """How large a defect must be, pixels, at one contrast. What the trials do not determine is None, and `reason` says why.
+
+    Attributes:
+        found, tried: defects.
+        a50, a90: sizes with a POD of 50 % and 90 %.
+        a90_95: upper 95 % confidence bound of a90.
+        reason: one line.
+    """
+
+    found: int
+    tried: int
+    a50: float | None
+    a90: float | None
+    a90_95: float | None
+    reason: str | None
+
+
+def detectable(trials: Trials, contrast: float) -> tuple[Detectable, PodCurve | None]:
+    """Fit a curve and read sizes off it, none of them outside the sizes that were tried; the curve is None where none fits."""
+    found, tried = int(np.count_nonzero(trials.found)), len(trials)
+    try:
+        curve = PodCurve(trials)
+    except UndeterminedError as error:
+        return Detectable(found, tried, None, None, None, str(error)), None
+    least, most = float(trials.size_px.min()), float(trials.size_px.max())
+    a50, a90, bound = curve.size_at(0.5, contrast), curve.size_at(0.9, contrast), curve.bound_at(0.9, contrast)
+    reason = None
+    if a90 < least:
+        reason = (
+            f"at contrast {contrast:g}, a90 is below {least:.3g} px, the smallest defect tried; try smaller ones to state it"
+        )
+    elif a90 > most:
+        reason = f"at contrast {contrast:g}, a90 is beyond {most:.3g} px, the largest defect tried: 90 % are found of none"
+    elif bound > most:
+        reason = f"the bound of a90 is beyond {most:.3g} px, the largest defect tried; try more defects to narrow it"
+    within = [value if least <= value <= most else None for value in (a50, a90, bound)]
+    return Detectable(found, tried, within[0], within[1], within[2] if within[1] is not None else None, reason), curve
+
+
+def local_intercepts(curve: PodCurve, trials: Trials, weights: Doubles) -> Doubles:
+    """How much harder or easier a place is than the curve says: what is added to its logit there, float64 (places,).
+
+    Each place has an intercept of its own, with the curve as an offset and the trials weighted by how near they lie
+    (local likelihood; R. Tibshirani, T. Hastie, JASA 82, 1987), penalised as the curve is, so that a place where all or
+    none were found has a finite one.
+
+    Args:
+        curve: fitted to all trials.
+        trials: n of them.
+        weights: float64 (places, n), 0 to 1.
+
+    Returns:
+        NaN where the weights of a place sum to less than 10.
+    """
+    base = _logit_of(curve.probability(trials.size_px, trials.contrast))
+    found = trials.found.astype(np.float64)
+    added = np.full(len(weights), np.nan)
+    for place, weight in enumerate(weights):
+        if weight.sum() < 10:
+            continue
+        low, high = -20.0, 20.0  # the penalised score falls monotonically enough to be bisected
+        for _ in range(50):
+            middle = (low + high) / 2
+            p = _logistic(base + middle)
+            spread = weight * p * (1 - p)
+            score = float(weight @ (found - p) + spread @ (0.5 - p) / max(spread.sum(), 1e-300))
+            low, high = (middle, high) if score > 0 else (low, middle)
+        added[place] = (low + high) / 2
+    return added
+
+
+class _Fit:
+    """Firth's logistic regression, on standardised covariates."""
+
+    def __init__(self, covariates: Doubles, found: npt.NDArray[np.bool_]) -> None:
+        self._mean, self._spread = covariates.mean(axis=0), covariates.std(axis=0)
+        self._spread[self._spread < 1e-9] = np.inf  # a constant covariate has no coefficient
+        self._design = np.column_stack([np.ones(len(found)), (covariates - self._mean) / self._spread])
+        self._used = np.array([True, *np.isfinite(self._spread)])
+        self._design = self._design[:, self._used]
+        self._found = found.astype(np.float64)
+        self._beta, self._penalised = _maximise(self._design, np.zeros(len(found)), self._design, self._found)
+        self.probabilities = _logistic(self._design @ self._beta)
+        self.likelihood = _log_likelihood(self._design @ self._beta, self._found)
+
+    @property
+    def beta(self) -> Doubles:
+        """Coefficients of the standardised covariates, float64 (3,); 0 where one is constant."""
+        beta = np.zeros(3)
+        beta[self._used] = self._beta
+        return beta
+
+    def unscaled(self) -> Doubles:
+        """Coefficients of the covariates as they were given."""
+        slopes = self.beta[1:] / self._spread
+        return np.array([self.beta[0] - float(slopes @ self._mean), *slopes])
+
+    def ratio_at(self, row: Doubles, level: float) -> float:
+        """Twice the fall of the profile likelihood where the logit at covariates `row` (1, x, z) is held at `level`."""
+        return self.ratio(np.array([1.0, *((row[1:] - self._mean) / self._spread)]), level)
+
+    def ratio(self, direction: Doubles, level: float) -> float:
+        """The same where `direction` @ beta of the standardised covariates is held at `level`.
+
+        The design is turned so that one coefficient is the one held: an offset, and one column fewer.
+        """
+        held = direction[self._used]
+        pivot = int(np.abs(held).argmax())
+        column = self._design[:, pivot] / held[pivot]
+        others = [number for number in range(len(held)) if number != pivot]
+        free = self._design[:, others] - np.outer(column, held[others])
+        _, penalised = _maximise(free, level * column, self._design, self._found)
+        return max(0.0, 2 * (self._penalised - penalised))
+
+    def clustering(self, row: Doubles, group: npt.NDArray[np.int64]) -> float:
+        """Variance of the logit at `row` by groups as units (sandwich), over that of the model."""
+        at = np.array([1.0, *((row[1:] - self._mean) / self._spread)])[self._used]
+        p = self.probabilities
+        influence = np.linalg.solve(_information(self._design, p), at)
+        groups, member = np.unique(group, return_inverse=True)
+        if len(groups) < 2:
+            return 1.0
+        sums = np.bincount(member, (self._design @ influence) * (self._found - p))
+        return float((sums**2).sum() * len(groups) / (len(groups) - 1) / (at @ influence))
+
+
+def _maximise(free: Doubles, offset: Doubles, design: Doubles, found: Doubles) -> tuple[Doubles, float]:
+    """Newton's method with halved steps for the penalised likelihood of offset + free @ beta: beta, and its maximum.
+
+    The penalty is that of the whole design, whose span holds the free columns and the offset.
+    """
+
+    def penalised(eta: Doubles) -> float:
+        sign, log_determinant = np.linalg.slogdet(_information(design, _logistic(eta)))
+        return _log_likelihood(eta, found) + 0.5 * log_determinant if sign > 0 else -math.inf
+
+    beta = np.zeros(free.shape[1])
+    value = penalised(offset)
+    if not math.isfinite(value):
+        return beta, -math.inf
+    for _ in range(_ITERATIONS):
+        p = _logistic(offset + free @ beta)
+        weight = p * (1 - p)
+        half = np.sqrt(weight)[:, None] * design
+        leverage = np.einsum("ij,ij->i", half @ np.linalg.pinv(half.T @ half), half)
+        score = free.T @ (found - p + leverage * (0.5 - p))
+        step = np.linalg.lstsq(_information(free, p), score, rcond=None)[0]
+        step *= min(1.0, _LARGEST_STEP / max(float(np.abs(step).max(initial=0.0)), 1e-300))
+        for _ in range(_HALVINGS):
+            better = penalised(offset + free @ (beta + step))
+            if better >= value:
+                break
+            step = step / 2
+        else:
+            break
+        beta, gained, value = beta + step, better - value, better
+        if gained < _CLOSE:
+            break
+    return beta, value
+
+
+def _check(trials: Trials) -> None:
+    if len(trials) < FEWEST:
+        raise UndeterminedError(f"{len(trials)} defects, expected {FEWEST} or more; give more images or more --defects")
+    sizes = f"{trials.size_px.min():.3g} to {trials.size_px.max():.3g} px"
+    if trials.found.all():
+        raise UndeterminedError(f"all {len(trials)} defects of {sizes} were found: draw smaller or fainter ones")
+    if not trials.found.any():
+        raise UndeterminedError(f"none of {len(trials)} defects of {sizes} was found: draw larger or stronger ones")
+
+
+def _covariates(trials: Trials, scale: Scale) -> Doubles:
+    return np.column_stack([_scaled(trials.size_px, scale), np.log(trials.contrast)])
+
+
+def _scaled(size_px: Doubles | float, scale: Scale) -> Doubles:
+    return np.asarray(np.log(size_px) if scale == "log" else size_px, np.float64)
+
+
+def _unscaled(value: float, scale: Scale) -> float:
+    if scale == "linear":
+        return float(value)
+    return math.exp(value) if value < 700 else math.inf
+
+
+def _information(design: Doubles, p: Doubles) -> Doubles:
+    return np.asarray(design.T @ (design * (p * (1 - p))[:, None]))
+
+
+def _log_likelihood(eta: Doubles, found: Doubles) -> float:
+    return float(found @ eta - np.logaddexp(0, eta).sum())
+
+
+def _logistic(eta: Doubles | float) -> Doubles:
+    return np.asarray(np.exp(-np.logaddexp(0, -np.asarray(eta, np.float64))))
+
+
+def _logit(p: float) -> float:
+    return math.log(p / (1 - p))
+
+
+def _logit_of(p: Doubles) -> Doubles:
+    kept = np.clip(p, 1e-12, 1 - 1e-12)
+    return np.asarray(np.log(kept / (1 - kept)))
+
+
+def _cut(confidence: float) -> float:
+    """The likelihood ratio, chi-squared with one degree of freedom, at a one-sided confidence: its signed root is normal."""
+    return NormalDist().inv_cdf(confidence) ** 2
+
+
+def _misfit(p: Doubles, found: npt.NDArray[np.bool_]) -> float:
+    """Hosmer-Lemeshow: observed against expected hits in ten bands of POD; chi-squared with eight degrees of freedom."""
+    statistic = 0.0
+    for band in np.array_split(np.argsort(p, kind="stable"), _BANDS):
+        expected = float(p[band].sum())
+        variance = max(expected * (1 - expected / len(band)), 1e-12)
+        statistic += (float(found[band].sum()) - expected) ** 2 / variance
+    half = statistic / 2
+    return math.exp(-half) * sum(half**k / math.factorial(k) for k in range((_BANDS - 2) // 2))
