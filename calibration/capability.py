@@ -223,7 +223,8 @@ def in_words(name: str, sizes: Sizes, mm_per_pixel: float | None) -> str:
     def length(pixels: float) -> str:
         return f"{pixels:.3g} px" + ("" if mm_per_pixel is None else f" ({pixels * mm_per_pixel:.2g} mm)")
 
-    said = f"finds {name} of {length(sizes.a90)} or more with 90 % probability"
+    what = "defects" if name == ALL else name
+    said = f"finds {what} of {length(sizes.a90)} or more with 90 % probability"
     if sizes.a90_95 is None:
         return f"{said}; not with 95 % confidence: {sizes.reason}"
     doubt = "; the curve fits badly, look at it" if sizes.misfit is not None and sizes.misfit < _MISFIT else ""

@@ -17,6 +17,7 @@ N. P. Jewell, Biometrika 77, 1990).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
@@ -31,7 +32,9 @@ Scale = Literal["log", "linear"]
 
 FEWEST = 60  # hits and misses; the handbook's least number for such data
 _TREND = 0.05  # probability of so strong a trend without one, above which there is none
-_ITERATIONS, _HALVINGS, _CLOSE = 200, 30, 1e-9
+_ITERATIONS, _HALVINGS, _CLOSE = 200, 30, 1e-8
+_TIE = 1e-6  # of two likelihoods
+_ROOT_CLOSE = 1e-4  # of the signed root of a likelihood ratio
 _LARGEST_STEP = 5.0  # of a coefficient, in units of its standardised covariate
 _BANDS = 10  # of the goodness of fit
 
@@ -89,8 +92,8 @@ class PodCurve:
         """
         _check(trials)
         fits = {scale: _Fit(_covariates(trials, scale), trials.found) for scale in ("log", "linear")}
-        # of equally many coefficients; the penalty depends on the scale, the likelihood alone is compared
-        self.scale: Scale = "log" if fits["log"].likelihood >= fits["linear"].likelihood else "linear"
+        # of equally many coefficients; the penalty depends on the scale, so the likelihood alone is compared
+        self.scale: Scale = "linear" if fits["linear"].likelihood > fits["log"].likelihood + _TIE else "log"
         self._fit = fits[self.scale]
         self._trials = trials
         slope = self._fit.beta[1]
@@ -124,23 +127,21 @@ class PodCurve:
         Infinite where it lies beyond four times the largest size, as where the trend is hardly one.
         """
         level = _logit(probability)
-        b0, b1, b2 = self.coefficients
-        cut = _cut(confidence) * self.design_effect
+        limit = math.sqrt(_cut(confidence) * self.design_effect)
+        estimate = self.size_at(probability, contrast)
 
-        def beyond(at: float) -> bool:
-            return self._fit.ratio_at(np.array([1.0, at, math.log(contrast)]), level) > cut
+        def over(size: float) -> float:  # the root of the ratio is nearly a straight line of the (scaled) size
+            row = np.array([1.0, float(_scaled(size, self.scale)), math.log(contrast)])
+            return math.sqrt(self._fit.ratio_at(row, level)) - limit
 
-        low = (level - b0 - b2 * math.log(contrast)) / b1
-        largest = max(float(self._trials.size_px.max()), self.size_at(probability, contrast))
-        high = float(_scaled(4 * largest, self.scale))
-        if not beyond(high):
-            return math.inf
-        for _ in range(60):
-            middle = (low + high) / 2
-            low, high = (low, middle) if beyond(middle) else (middle, high)
-            if high - low < 1e-6 * max(1.0, abs(high)):
-                break
-        return _unscaled(high, self.scale)
+        largest = max(float(self._trials.size_px.max()), estimate)
+        low, at_low = estimate, -limit
+        for high in (largest, 4 * largest):
+            at_high = over(high)
+            if at_high > 0:
+                return _root(over, low, at_low, high, at_high)
+            low, at_low = high, at_high
+        return math.inf
 
     def _design_effect(self) -> float:
         """At POD 90 % and the geometric mean of the contrasts."""
@@ -184,7 +185,7 @@ def detectable(trials: Trials, contrast: float) -> tuple[Detectable, PodCurve | 
             f"at contrast {contrast:g}, a90 is below {least:.3g} px, the smallest defect tried; try smaller ones to state it"
         )
     elif a90 > most:
-        reason = f"at contrast {contrast:g}, a90 is beyond {most:.3g} px, the largest defect tried: 90 % are found of none"
+        reason = f"at contrast {contrast:g}, a90 is beyond {most:.3g} px, the largest defect tried"
     elif bound > most:
         reason = f"the bound of a90 is beyond {most:.3g} px, the largest defect tried; try more defects to narrow it"
     within = [value if least <= value <= most else None for value in (a50, a90, bound)]
@@ -233,7 +234,8 @@ class _Fit:
         self._used = np.array([True, *np.isfinite(self._spread)])
         self._design = self._design[:, self._used]
         self._found = found.astype(np.float64)
-        self._beta, self._penalised = _maximise(self._design, np.zeros(len(found)), self._design, self._found)
+        start = np.zeros(self._design.shape[1])
+        self._beta, self._penalised = _maximise(self._design, np.zeros(len(found)), self._design, self._found, start)
         self.probabilities = _logistic(self._design @ self._beta)
         self.likelihood = _log_likelihood(self._design @ self._beta, self._found)
 
@@ -263,7 +265,7 @@ class _Fit:
         column = self._design[:, pivot] / held[pivot]
         others = [number for number in range(len(held)) if number != pivot]
         free = self._design[:, others] - np.outer(column, held[others])
-        _, penalised = _maximise(free, level * column, self._design, self._found)
+        _, penalised = _maximise(free, level * column, self._design, self._found, self._beta[others])
         return max(0.0, 2 * (self._penalised - penalised))
 
     def clustering(self, row: Doubles, group: npt.NDArray[np.int64]) -> float:
@@ -278,8 +280,8 @@ class _Fit:
         return float((sums**2).sum() * len(groups) / (len(groups) - 1) / (at @ influence))
 
 
-def _maximise(free: Doubles, offset: Doubles, design: Doubles, found: Doubles) -> tuple[Doubles, float]:
-    """Newton's method with halved steps for the penalised likelihood of offset + free @ beta: beta, and its maximum.
+def _maximise(free: Doubles, offset: Doubles, design: Doubles, found: Doubles, start: Doubles) -> tuple[Doubles, float]:
+    """Fisher scoring with halved steps for the penalised likelihood of offset + free @ beta: beta, and its maximum.
 
     The penalty is that of the whole design, whose span holds the free columns and the offset.
     """
@@ -288,17 +290,16 @@ def _maximise(free: Doubles, offset: Doubles, design: Doubles, found: Doubles) -
         sign, log_determinant = np.linalg.slogdet(_information(design, _logistic(eta)))
         return _log_likelihood(eta, found) + 0.5 * log_determinant if sign > 0 else -math.inf
 
-    beta = np.zeros(free.shape[1])
-    value = penalised(offset)
+    beta, value = start, penalised(offset + free @ start)
     if not math.isfinite(value):
         return beta, -math.inf
     for _ in range(_ITERATIONS):
         p = _logistic(offset + free @ beta)
         weight = p * (1 - p)
         half = np.sqrt(weight)[:, None] * design
-        leverage = np.einsum("ij,ij->i", half @ np.linalg.pinv(half.T @ half), half)
+        leverage = ((half @ np.linalg.pinv(half.T @ half)) * half).sum(axis=1)
         score = free.T @ (found - p + leverage * (0.5 - p))
-        step = np.linalg.lstsq(_information(free, p), score, rcond=None)[0]
+        step = np.linalg.pinv(_information(free, p)) @ score
         step *= min(1.0, _LARGEST_STEP / max(float(np.abs(step).max(initial=0.0)), 1e-300))
         for _ in range(_HALVINGS):
             better = penalised(offset + free @ (beta + step))
@@ -311,6 +312,25 @@ def _maximise(free: Doubles, offset: Doubles, design: Doubles, found: Doubles) -
         if gained < _CLOSE:
             break
     return beta, value
+
+
+def _root(over: Callable[[float], float], low: float, at_low: float, high: float, at_high: float) -> float:
+    """Where a rising function crosses 0, by false position (the Illinois variant), within `_ROOT_CLOSE` of it."""
+    kept = 0
+    for _ in range(_HALVINGS):
+        at = (low * at_high - high * at_low) / (at_high - at_low)
+        value = over(at)
+        if abs(value) < _ROOT_CLOSE:
+            return at
+        if value > 0:
+            high, at_high = at, value
+            at_low = at_low / 2 if kept > 0 else at_low
+            kept = 1
+        else:
+            low, at_low = at, value
+            at_high = at_high / 2 if kept < 0 else at_high
+            kept = -1
+    return high
 
 
 def _check(trials: Trials) -> None:

@@ -14,7 +14,9 @@ from calibration import CalibrationError
 from calibration.pod import FEWEST, Doubles, PodCurve, Trials, UndeterminedError, detectable, local_intercepts
 
 
-def simulate(seed: int, count: int = 240, truth: tuple[float, float, float] = (-14.0, 3.0, 1.5), ceiling: float = 1.0) -> Trials:
+def simulate(
+    seed: int, count: int = 240, truth: tuple[float, float, float] = (-14.0, 3.0, 1.5), ceiling: float = 1.0
+) -> Trials:
     """Defects of 3 to 80 px and 8 to 60 grey levels, each on an image of its own, found with the POD of `truth`."""
     rng = np.random.default_rng(seed)
     size, contrast = (np.exp(rng.uniform(*np.log(limits), count)) for limits in ((3, 80), (8, 60)))
