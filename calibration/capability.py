@@ -1,8 +1,9 @@
 """What a station can see: probability of detection at its threshold, for each kind of defect and each region of the image.
 
-Drawn defects (`calibration.probes`) are scored with the station's bundle, decided at its threshold, and a POD curve is fitted
-to the hits and misses (`calibration.pod`). Sizes are square roots of areas in pixels of the source image, and are stated at
-one contrast. Synthetic defects are not real ones: `benchmarks.pod` says by how much the two differ on real images.
+Drawn defects (`calibration.probes`) are scored with the station's bundle, decided at its threshold, and a POD curve is
+fitted to the hits and misses (`calibration.pod`). Sizes are square roots of areas in pixels of the source image, and are
+stated at one contrast, the step of brightness across the outline (`calibration.contrast`). Synthetic defects are not real
+ones: `benchmarks.pod` says by how much the two differ on real images.
 """
 
 from __future__ import annotations
@@ -85,6 +86,7 @@ class Drawn(Record):
     y: float
     size_px: float
     contrast: float
+    change: float
     score: float
     found: bool
 

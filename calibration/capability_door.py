@@ -37,7 +37,7 @@ def add_capability(commands: argparse._SubParsersAction[argparse.ArgumentParser]
         default=plan.contrast,
         type=console.positive_float,
         metavar="LEVELS",
-        help="grey levels that sizes are stated at (default: %(default)s)",
+        help="step of brightness across the outline that sizes are stated at, grey levels (default: %(default)s)",
     )
     parser.add_argument(
         "--sizes",

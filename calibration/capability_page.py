@@ -58,12 +58,13 @@ def render(capability: Capability, map_png: bytes, mm_per_pixel: float | None) -
         f"<style>{_STYLE}</style><h1>{_text(title)}</h1>",
         f"<p class=soft>recipe {_text(capability.recipe)}, camera {_text(capability.camera)}, {_text(capability.when)},"
         f" threshold {capability.threshold:.6g}</p>",
-        f"<p class=lead>At a contrast of {capability.contrast:g} grey levels this station"
+        f"<p class=lead>At a step of {capability.contrast:g} grey levels across the outline this station"
         f" {_text(in_words(ALL, capability.kinds[ALL], mm_per_pixel))}.</p>",
         f"<p>Of {count} good images it rejects {rejected} ({rejected / count:.1%}) at the same threshold.</p>",
-        "<p class=soft>The defects are synthetic, drawn on this station's own good images. Real ones differ: in contrast, in"
-        " outline and in texture. Take the sizes as what the station could not do better, and try it with real bad parts as"
-        " soon as there are some. A size is the square root of a defect's area, in pixels of the source image.</p>",
+        "<p class=soft>The defects are synthetic, drawn on this station's own good images. Real ones differ: small dark holes,"
+        " for one, are found more often than drawn defects of the same size and contrast, and shades without an outline less"
+        " often. Try real bad parts as soon as there are some. A size is the square root of a defect's area, in pixels of the"
+        " source image; its contrast is the step of brightness across its outline, as the network sees it.</p>",
         "<h2>By kind of defect</h2>",
         _table("kind", capability.kinds),
         "<h2>Curves</h2><p class=soft>Blue: probability of detection. Orange, dashed: its lower 95 % bound. Dots: share"

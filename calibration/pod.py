@@ -81,6 +81,7 @@ class PodCurve:
         scale: of the size, `log` or `linear`.
         coefficients: b0, b1, b2 of the model above.
         design_effect: variance of the curve with images as the units over that with defects as the units, at POD 90 %.
+        likelihood: log-likelihood of the hits and misses, without the penalty.
         misfit: probability of so bad a fit where the model is right (Hosmer-Lemeshow, ten bands).
     """
 
@@ -105,6 +106,7 @@ class PodCurve:
             )
         self.coefficients = tuple(self._fit.unscaled().tolist())
         self.design_effect = self._design_effect()
+        self.likelihood = self._fit.likelihood
         self.misfit = _misfit(self._fit.probabilities, trials.found)
 
     def probability(self, size_px: Doubles | float, contrast: Doubles | float) -> Doubles:

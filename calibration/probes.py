@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calibration import CalibrationError
+from calibration.contrast import outline_step
 from calibration.defects import KINDS, make_maker
 from calibration.maker import REB, Mask
 from calibration.saliency import Saliency, estimate_saliency, read_saliency
@@ -23,12 +24,13 @@ from engines.bundle import Bundle
 from engines.images import Image, pixel_digest, read_image
 from engines.inspector import Inspector
 from engines.ldknn import Progress
-from engines.preprocess import Roi
+from engines.preprocess import Preprocessor, Roi
 
 SMALLEST_PX = 2.0  # defect that a maker draws
 LARGEST = 1 / 3  # of an image's shorter side, likewise
 _SIZES = (1 / 64, 1 / 3)  # of the square root of the typical image's area
 _CONTRASTS = (1 / 4, 2.0)  # of the contrast that sizes are stated at
+_HALF = 128  # of a pixel's 255: it is the defect's; one that covers no pixel by half has those that it covers most
 _SOURCES = 3  # further images that a defect's fill is cut from
 
 
@@ -38,7 +40,7 @@ class Plan:
 
     Attributes:
         per_kind: defects of each kind.
-        contrast: grey levels that sizes will be stated at; drawn are a quarter of it to twice as many.
+        contrast: grey levels that sizes will be stated at; drawn are changes of a quarter of it to twice as many.
         sizes_px: smallest and largest defect, square roots of their areas in source pixels; None takes a range for the images.
         seed: fixes everything that is random.
     """
@@ -78,7 +80,8 @@ class Probe:
         image: index of the good image.
         x, y: its centre, 0 to 1 over the judged region.
         size_px: square root of the area that it changed, source pixels.
-        contrast: mean absolute change over that area, grey levels.
+        contrast: step across the outline of that area at the network's size, grey levels; see `outline_step`.
+        change: mean absolute change over that area, grey levels.
         score: of the image with the defect.
     """
 
@@ -88,6 +91,7 @@ class Probe:
     y: float
     size_px: float
     contrast: float
+    change: float
     score: float
 
 
@@ -179,6 +183,19 @@ def draw_probes(
     return [probe for _, probe in sorted(probes, key=lambda numbered: numbered[0])]
 
 
+def measured_contrast(preprocessor: Preprocessor, frame: Image, defect: Mask) -> float:
+    """The step across a defect's outline as the network sees it, grey levels.
+
+    Args:
+        preprocessor: of the bundle.
+        frame: uint8 RGB (H, W, 3).
+        defect: bool (H, W), of the frame's size.
+    """
+    white = np.repeat(defect[:, :, None].astype(np.uint8) * np.uint8(255), 3, axis=2)
+    covered = preprocessor.resized(white)[..., 0]
+    return outline_step(preprocessor.resized(frame), covered >= max(1, min(_HALF, int(covered.max()))))
+
+
 def usual_sizes(images: Sequence[tuple[int, int]]) -> tuple[float, float]:
     """The range of sizes (pixels) to draw on images of these (height, width): from hardly visible to a third of the image."""
     side = float(np.median([np.sqrt(height * width) for height, width in images]))
@@ -198,6 +215,7 @@ class _Canvas:
 
     def __init__(self, bundle: Bundle, images: Sequence[GoodImage], part: Saliency, chosen: Sequence[int]) -> None:
         self._bundle, self._number = bundle, chosen[0]
+        self._preprocessor = bundle.preprocessor()
         self._path = images[chosen[0]].path
         self._frame = read_image(self._path)
         height, width = images[chosen[0]].size
@@ -221,13 +239,16 @@ class _Canvas:
         judged_region(self._bundle, frame)[...] = defect.image
         rows, columns = np.nonzero(defect.changed)
         height, width = defect.changed.shape
+        changed = np.zeros(frame.shape[:2], bool)
+        judged_region(self._bundle, changed)[...] = defect.changed
         return Probe(
             kind=kind,
             image=self._number,
             x=float((columns.mean() + 0.5) / width),
             y=float((rows.mean() + 0.5) / height),
             size_px=float(defect.parameters["size_px"]),
-            contrast=float(defect.parameters["contrast"]),
+            contrast=measured_contrast(self._preprocessor, frame, changed),
+            change=float(defect.parameters["contrast"]),
             score=_score(inspector, frame, self._path),
         )
 
