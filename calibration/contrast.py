@@ -10,7 +10,7 @@ from engines.images import Image
 
 LEAST = 0.5  # grey levels: less is none, in 8 bits
 _BAND_PX, _REACH_PX = 3, 3.0  # inside and outside the outline; deviation of the weights along it
-_SEEN = 0.02  # weight of a side, below which it is not there (a border of the image)
+_SEEN = 0.005  # weight of a side, below which it is not there; one pixel alone has 0.018
 
 Mask = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]

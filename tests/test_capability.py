@@ -37,7 +37,8 @@ from tests.fakes import flat, textured, write_pictures, write_tiny_bundle
 
 SIZE = (64, 96)
 EVERYWHERE = Saliency(None, "everywhere", "a test")
-FEW = Plan(per_kind=60, contrast=40.0, sizes_px=(2.0, 20.0))
+MANY = Plan(per_kind=60, contrast=40.0, sizes_px=(2.0, 20.0))
+FEW = dataclasses.replace(MANY, per_kind=10)
 
 
 def grainy(seed: int, size: tuple[int, int] = SIZE) -> Image:
@@ -78,7 +79,7 @@ def calibrate(inspector: Inspector, threshold: float) -> Calibration:
     )
 
 
-def measure(inspector: Inspector, paths: list[Path], threshold: float, plan: Plan = FEW) -> Capability:
+def measure(inspector: Inspector, paths: list[Path], threshold: float, plan: Plan = MANY) -> Capability:
     images = score_good(inspector, paths)
     probes = draw_probes(inspector, images, EVERYWHERE, threshold, plan)
     return summarise(inspector, calibrate(inspector, threshold), images, EVERYWHERE, probes, plan)
@@ -94,13 +95,13 @@ def test_the_same_seed_draws_the_same_defects_and_another_one_others(inspector: 
 def test_defects_have_the_sizes_and_contrasts_of_the_plan_and_every_image_has_its_share(
     inspector: Inspector, good: list[Path]
 ) -> None:
-    probes = draw_probes(inspector, score_good(inspector, good), EVERYWHERE, 1.0, FEW)
+    probes = draw_probes(inspector, score_good(inspector, good), EVERYWHERE, 1.0, MANY)
     assert {kind: sum(probe.kind == kind for probe in probes) for kind in NAMES} == dict.fromkeys(NAMES, 60)
     assert {number: sum(probe.image == number for probe in probes) for number in range(8)} == dict.fromkeys(range(8), 45)
-    size, contrast = (np.array([getattr(probe, name) for probe in probes]) for name in ("size_px", "contrast"))
+    size, change = (np.array([getattr(probe, name) for probe in probes]) for name in ("size_px", "change"))
     assert 1 < size.min() < 3 and 15 < size.max() < 22
-    assert 8 < contrast.min() < 12 and 70 < contrast.max() < 90
-    assert abs(np.corrcoef(np.log(size), np.log(contrast))[0, 1]) < 0.15
+    assert 8 < change.min() < 12 and 70 < change.max() < 90
+    assert abs(np.corrcoef(np.log(size), np.log(change))[0, 1]) < 0.15
     assert 0.9 < np.mean(size < np.sqrt(2 * 20)) / 0.5 < 1.2  # log-uniform: half below the geometric mean
 
 
@@ -109,7 +110,7 @@ def test_no_defect_lies_on_an_image_that_is_rejected_without_one(inspector: Insp
     images = score_good(inspector, good)
     probes = draw_probes(inspector, images, EVERYWHERE, 0.1, FEW)
     assert {probe.image for probe in probes} == {0, 1, 2, 4, 5, 6, 7}
-    capability = measure(inspector, good, 0.1)
+    capability = measure(inspector, good, 0.1, FEW)
     assert capability.false_rejects == 1
     assert [image.rejected for image in capability.images] == [False] * 3 + [True] + [False] * 4
     with pytest.raises(CalibrationError, match="none of 8 good images passes"):
@@ -126,7 +127,7 @@ def test_defects_change_the_judged_region_alone_and_are_centred_off_the_mask(tmp
         images = score_good(inspector, paths)
         judge = inspector.score
         inspector.score = lambda image: (frames.append(image), judge(image))[1]  # type: ignore[method-assign]
-        probes = draw_probes(inspector, images, EVERYWHERE, 1.0, dataclasses.replace(FEW, per_kind=10))
+        probes = draw_probes(inspector, images, EVERYWHERE, 1.0, FEW)
     assert len(frames) == len(probes) == 60
     for frame, probe in zip(frames, sorted(probes, key=lambda probe: order_of(probe, probes)), strict=True):
         before = read_image(paths[probe.image])
@@ -147,9 +148,7 @@ def test_defects_are_centred_on_the_part(inspector: Inspector, good: list[Path])
     part = np.zeros((64, 64), bool)
     part[:20, :20] = True
     images = score_good(inspector, good)
-    probes = draw_probes(
-        inspector, images, Saliency((part,) * 8, "files", "a test"), 1.0, dataclasses.replace(FEW, per_kind=10)
-    )
+    probes = draw_probes(inspector, images, Saliency((part,) * 8, "files", "a test"), 1.0, FEW)
     assert max(max(probe.x, probe.y) for probe in probes) < 0.55
 
 
@@ -163,7 +162,7 @@ def test_masks_are_read_or_estimated_where_the_network_looks(inspector: Inspecto
 
 
 def test_a_lower_threshold_sees_smaller_defects_and_rejects_more(inspector: Inspector, good: list[Path]) -> None:
-    strict, lax = (measure(inspector, good, threshold, FEW).kinds[ALL] for threshold in (0.02, 0.1))
+    strict, lax = (measure(inspector, good, threshold, MANY).kinds[ALL] for threshold in (0.02, 0.1))
     assert strict.a50 is not None and lax.a50 is not None
     assert strict.a50 < 0.7 * lax.a50
     assert strict.found > lax.found
@@ -178,7 +177,7 @@ def test_a_station_that_is_blind_on_the_left_says_so(inspector: Inspector, good:
         return judge(seen)
 
     inspector.score = half_blind  # type: ignore[method-assign]
-    capability = measure(inspector, good, 0.05, dataclasses.replace(FEW, per_kind=180, contrast=80.0))
+    capability = measure(inspector, good, 0.05, dataclasses.replace(MANY, per_kind=150, contrast=60.0))
     found = {side: sum(one.found for name, one in capability.regions.items() if side in name) for side in ("left", "right")}
     assert found["left"] < 0.1 * found["right"]
     assert capability.regions["middle left"].a90 is None
