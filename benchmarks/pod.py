@@ -43,7 +43,7 @@ Curves = dict[str, tuple[PodCurve, Doubles]]  # by measure: the curve, and its P
 
 @dataclass(frozen=True)
 class Real:
-    """A real defect: kind, size (pixels), step and root mean square difference from a ring (grey levels), and if it is found."""
+    """A real defect: kind, size (pixels), step and difference from its surroundings (grey levels), and whether it is found."""
 
     kind: str
     size_px: float
@@ -88,14 +88,22 @@ def _run(arguments: argparse.Namespace) -> int:
                 real.append(_measure(inspector, sample, threshold))
                 advance(len(real), len(bad))
         with console.progress("drawn defects") as advance:
-            probes = draw_probes(inspector, judged, find_part(bundle, judged, None), threshold, plan, advance)
+            probes = draw_probes(
+                inspector.bundle,
+                lambda _, frame: inspector.score(frame).value,
+                judged,
+                find_part(bundle, judged, None),
+                threshold,
+                plan,
+                advance,
+            )
     rejected = float(np.mean([image.score > threshold for image in judged]))
     curves = _fit(probes, threshold, real)
     _show(real, probes, curves)
+    hits = np.mean([probe.score > threshold for probe in probes])
     console.say(
         f"threshold {threshold:.4g} for {arguments.false_reject:.0%} false rejects from {len(calibrating)} images; {rejected:.1%}"
-        f" of {len(judged)} others rejected; {np.mean([probe.score > threshold for probe in probes]):.0%} of {len(probes)} drawn"
-        f" defects found; seed {plan.seed}"
+        f" of {len(judged)} others rejected; {hits:.0%} of {len(probes)} drawn defects found; seed {plan.seed}"
     )
     console.say(f"on {machine()}, {arguments.threads} thread(s)")
     if arguments.json is not None:

@@ -1,4 +1,4 @@
-"""The calibration door: `python -m calibration fit` and `capability`."""
+"""The calibration door: `python -m calibration fit`, `capability` and `adapt`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from calibration.adapt_door import add_adapt
 from calibration.capability_door import add_capability
 from calibration.fit import fit_calibration
 from calibration.record import save_calibration
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_running(fit)
     fit.set_defaults(run=_fit)
     add_capability(commands)
+    add_adapt(commands)
     arguments = parser.parse_args(argv)
     return console.run_door(arguments.run, arguments)
 

@@ -69,7 +69,15 @@ def run(arguments: argparse.Namespace) -> int:
             part = find_part(bundle, images, arguments.saliency, advance)
         console.say(f"where defects are drawn: {part.source}, {part.reason}")
         with console.progress("defects") as advance:
-            probes = draw_probes(inspector, images, part, calibration.threshold, plan, advance)
+            probes = draw_probes(
+                inspector.bundle,
+                lambda _, frame: inspector.score(frame).value,
+                images,
+                part,
+                calibration.threshold,
+                plan,
+                advance,
+            )
         with console.progress("curves") as advance:
             capability = summarise(inspector, calibration, images, part, probes, plan, advance)
     mm = bundle.manifest.input.mm_per_pixel

@@ -216,7 +216,7 @@ def local_intercepts(curve: PodCurve, trials: Trials, weights: Doubles) -> Doubl
         if weight.sum() < 10:
             continue
         low, high = -20.0, 20.0  # the penalised score falls monotonically enough to be bisected
-        for _ in range(50):
+        for _ in range(32):  # to a part in 10^8
             middle = (low + high) / 2
             p = _logistic(base + middle)
             spread = weight * p * (1 - p)

@@ -7,7 +7,7 @@ grow with the images, and images of several sizes are no trouble: the neighbours
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,9 @@ _SIZES = (1 / 64, 1 / 3)  # of the square root of the typical image's area
 _CONTRASTS = (1 / 4, 2.0)  # of the contrast that sizes are stated at
 _HALF = 128  # of a pixel's 255: it is the defect's; one that covers no pixel by half has those that it covers most
 _SOURCES = 3  # further images that a defect's fill is cut from
+
+
+Judge = Callable[[int, Image], float]  # the number of the image that a defect is on, and the frame with it, to a score
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ def score_good(inspector: Inspector, paths: Sequence[Path], progress: Progress |
         if pixels in found:
             raise CalibrationError(f"{path}: the same picture as {found[pixels].path}; remove one")
         height, width = judged_region(inspector.bundle, image).shape[:2]
-        found[pixels] = GoodImage(path, pixels, _score(inspector, image, path), (height, width))
+        found[pixels] = GoodImage(path, pixels, _finite(inspector.score(image).value, path), (height, width))
         if progress is not None:
             progress(number, len(paths))
     return tuple(found.values())
@@ -135,7 +138,8 @@ def find_part(bundle: Bundle, images: Sequence[GoodImage], folder: Path | None, 
 
 
 def draw_probes(
-    inspector: Inspector,
+    bundle: Bundle,
+    score: Judge,
     images: Sequence[GoodImage],
     part: Saliency,
     threshold: float,
@@ -147,7 +151,8 @@ def draw_probes(
     Sizes and contrasts are log-uniform and independent, stratified within each kind.
 
     Args:
-        inspector: the bundle in the backend that the station runs.
+        bundle: says what of an image is judged.
+        score: judges a frame with a defect.
         images: of `score_good`.
         part: of `find_part`, for the same images.
         threshold: an image with a higher score does not pass, and gets no defect.
@@ -175,9 +180,9 @@ def draw_probes(
             number += 1
     probes: list[tuple[int, Probe]] = []
     for place, defects in wanted.items():
-        canvas = _Canvas(inspector.bundle, images, part, [int(order[(place + i) % len(order)]) for i in range(_SOURCES + 1)])
+        canvas = _Canvas(bundle, images, part, [int(order[(place + i) % len(order)]) for i in range(_SOURCES + 1)])
         for kind, draw, size, contrast in defects:
-            probes.append((draw, canvas.probe(inspector, kind, plan.seed, draw, size, contrast)))
+            probes.append((draw, canvas.probe(score, kind, plan.seed, draw, size, contrast)))
             if progress is not None:
                 progress(len(probes), number)
     return [probe for _, probe in sorted(probes, key=lambda numbered: numbered[0])]
@@ -231,7 +236,7 @@ class _Canvas:
         self._maker = make_maker("defectmaker", regions, masks)
         self._largest = LARGEST * min(height, width)
 
-    def probe(self, inspector: Inspector, kind: str, seed: int, draw: int, size_px: float, contrast: float) -> Probe:
+    def probe(self, score: Judge, kind: str, seed: int, draw: int, size_px: float, contrast: float) -> Probe:
         """Draw one defect and score the frame with it."""
         size_px = min(max(size_px, SMALLEST_PX), self._largest)
         defect = self._maker.draw(0, kind, seed=seed, draw=draw, size_px=size_px, contrast=contrast)
@@ -249,7 +254,7 @@ class _Canvas:
             size_px=float(defect.parameters["size_px"]),
             contrast=measured_contrast(self._preprocessor, frame, changed),
             change=float(defect.parameters["contrast"]),
-            score=_score(inspector, frame, self._path),
+            score=_finite(score(self._number, frame), self._path),
         )
 
 
@@ -269,8 +274,7 @@ def _spread(rng: np.random.Generator, limits: tuple[float, float], count: int) -
     return np.asarray(np.exp(low + (high - low) * rng.permutation((np.arange(count) + rng.random(count)) / count)))
 
 
-def _score(inspector: Inspector, image: Image, path: Path) -> float:
-    value = inspector.score(image).value
+def _finite(value: float, path: Path) -> float:
     if not np.isfinite(value):
         raise CalibrationError(f"{path}: score is {value}, expected a finite number; check the backend")
     return value

@@ -81,21 +81,43 @@ def calibrate(inspector: Inspector, threshold: float) -> Calibration:
 
 def measure(inspector: Inspector, paths: list[Path], threshold: float, plan: Plan = MANY) -> Capability:
     images = score_good(inspector, paths)
-    probes = draw_probes(inspector, images, EVERYWHERE, threshold, plan)
+    probes = draw_probes(inspector.bundle, lambda _, frame: inspector.score(frame).value, images, EVERYWHERE, threshold, plan)
     return summarise(inspector, calibrate(inspector, threshold), images, EVERYWHERE, probes, plan)
+
+
+@pytest.fixture(scope="module")
+def capability(tmp_path_factory: pytest.TempPathFactory) -> Capability:
+    """What a station with a threshold of 0.05 sees."""
+    folder = tmp_path_factory.mktemp("station")
+    write_tiny_bundle(folder / "bundle")
+    paths = write_pictures(folder / "good", [grainy(seed, SIZE if seed % 2 else (80, 72)) for seed in range(8)])
+    with Inspector(load_bundle(folder / "bundle"), threads=1) as inspector:
+        return measure(inspector, paths, 0.05)
 
 
 def test_the_same_seed_draws_the_same_defects_and_another_one_others(inspector: Inspector, good: list[Path]) -> None:
     images = score_good(inspector, good)
-    one, again = (draw_probes(inspector, images, EVERYWHERE, 1.0, FEW) for _ in range(2))
+    one, again = (
+        draw_probes(inspector.bundle, lambda _, frame: inspector.score(frame).value, images, EVERYWHERE, 1.0, FEW)
+        for _ in range(2)
+    )
     assert one == again
-    assert one != draw_probes(inspector, images, EVERYWHERE, 1.0, dataclasses.replace(FEW, seed=1))
+    assert one != draw_probes(
+        inspector.bundle,
+        lambda _, frame: inspector.score(frame).value,
+        images,
+        EVERYWHERE,
+        1.0,
+        dataclasses.replace(FEW, seed=1),
+    )
 
 
 def test_defects_have_the_sizes_and_contrasts_of_the_plan_and_every_image_has_its_share(
     inspector: Inspector, good: list[Path]
 ) -> None:
-    probes = draw_probes(inspector, score_good(inspector, good), EVERYWHERE, 1.0, MANY)
+    probes = draw_probes(
+        inspector.bundle, lambda _, frame: inspector.score(frame).value, score_good(inspector, good), EVERYWHERE, 1.0, MANY
+    )
     assert {kind: sum(probe.kind == kind for probe in probes) for kind in NAMES} == dict.fromkeys(NAMES, 60)
     assert {number: sum(probe.image == number for probe in probes) for number in range(8)} == dict.fromkeys(range(8), 45)
     size, change = (np.array([getattr(probe, name) for probe in probes]) for name in ("size_px", "change"))
@@ -108,13 +130,14 @@ def test_defects_have_the_sizes_and_contrasts_of_the_plan_and_every_image_has_it
 def test_no_defect_lies_on_an_image_that_is_rejected_without_one(inspector: Inspector, good: list[Path]) -> None:
     good[3].write_bytes(encode_png(flat(160, SIZE)))
     images = score_good(inspector, good)
-    probes = draw_probes(inspector, images, EVERYWHERE, 0.1, FEW)
+    probes = draw_probes(inspector.bundle, lambda _, frame: inspector.score(frame).value, images, EVERYWHERE, 0.1, FEW)
     assert {probe.image for probe in probes} == {0, 1, 2, 4, 5, 6, 7}
     capability = measure(inspector, good, 0.1, FEW)
+    assert capability.bundle_digest == inspector.bundle.digest
     assert capability.false_rejects == 1
     assert [image.rejected for image in capability.images] == [False] * 3 + [True] + [False] * 4
     with pytest.raises(CalibrationError, match="none of 8 good images passes"):
-        draw_probes(inspector, images, EVERYWHERE, -1.0, FEW)
+        draw_probes(inspector.bundle, lambda _, frame: inspector.score(frame).value, images, EVERYWHERE, -1.0, FEW)
 
 
 def test_defects_change_the_judged_region_alone_and_are_centred_off_the_mask(tmp_path: Path) -> None:
@@ -127,7 +150,7 @@ def test_defects_change_the_judged_region_alone_and_are_centred_off_the_mask(tmp
         images = score_good(inspector, paths)
         judge = inspector.score
         inspector.score = lambda image: (frames.append(image), judge(image))[1]  # type: ignore[method-assign]
-        probes = draw_probes(inspector, images, EVERYWHERE, 1.0, FEW)
+        probes = draw_probes(inspector.bundle, lambda _, frame: inspector.score(frame).value, images, EVERYWHERE, 1.0, FEW)
     assert len(frames) == len(probes) == 60
     for frame, probe in zip(frames, sorted(probes, key=lambda probe: order_of(probe, probes)), strict=True):
         before = read_image(paths[probe.image])
@@ -148,7 +171,14 @@ def test_defects_are_centred_on_the_part(inspector: Inspector, good: list[Path])
     part = np.zeros((64, 64), bool)
     part[:20, :20] = True
     images = score_good(inspector, good)
-    probes = draw_probes(inspector, images, Saliency((part,) * 8, "files", "a test"), 1.0, FEW)
+    probes = draw_probes(
+        inspector.bundle,
+        lambda _, frame: inspector.score(frame).value,
+        images,
+        Saliency((part,) * 8, "files", "a test"),
+        1.0,
+        FEW,
+    )
     assert max(max(probe.x, probe.y) for probe in probes) < 0.55
 
 
@@ -214,7 +244,7 @@ def test_a_score_that_is_not_finite_is_refused(inspector: Inspector, good: list[
     with pytest.raises(CalibrationError, match="score is nan, expected a finite number"):
         score_good(inspector, good)
     with pytest.raises(CalibrationError, match="score is nan, expected a finite number"):
-        draw_probes(inspector, images, EVERYWHERE, 1.0, FEW)
+        draw_probes(inspector.bundle, lambda _, frame: inspector.score(frame).value, images, EVERYWHERE, 1.0, FEW)
 
 
 @pytest.mark.parametrize(
@@ -237,8 +267,7 @@ def test_the_usual_sizes_go_with_the_image() -> None:
     assert usual_sizes([(64, 64)]) == pytest.approx((2.0, 64 / 3))
 
 
-def test_the_words_say_pixels_millimetres_and_what_is_not_known(inspector: Inspector, good: list[Path]) -> None:
-    capability = measure(inspector, good, 0.05)
+def test_the_words_say_pixels_millimetres_and_what_is_not_known(capability: Capability) -> None:
     sizes = capability.kinds[ALL].model_copy(update={"a90": 14.2, "a90_95": 17.0, "misfit": 0.5})
     assert in_words("scars", sizes, None) == "finds scars of 14.2 px or more with 90 % probability, with 95 % confidence 17 px"
     assert "14.2 px (1.4 mm) or more" in in_words("scars", sizes, 0.1)
@@ -249,9 +278,7 @@ def test_the_words_say_pixels_millimetres_and_what_is_not_known(inspector: Inspe
     assert in_words("scars", unknown, None) == "scars: no size can be stated: none was found"
 
 
-def test_the_record_holds_what_it_takes_to_check_it(inspector: Inspector, good: list[Path]) -> None:
-    capability = measure(inspector, good, 0.05)
-    assert capability.bundle_digest == inspector.bundle.digest
+def test_the_record_holds_what_it_takes_to_check_it(capability: Capability) -> None:
     assert len({image.pixels for image in capability.images}) == 8
     assert len(capability.drawn) == 360
     assert all(drawn.found == (drawn.score > 0.05) for drawn in capability.drawn)
@@ -264,8 +291,7 @@ def test_the_record_holds_what_it_takes_to_check_it(inspector: Inspector, good: 
     assert Capability.model_validate_json(capability.model_dump_json()) == capability
 
 
-def test_the_page_needs_nothing_beside_it_and_escapes_names(inspector: Inspector, good: list[Path]) -> None:
-    capability = measure(inspector, good, 0.05)
+def test_the_page_needs_nothing_beside_it_and_escapes_names(capability: Capability) -> None:
     page = render(capability, encode_png(flat(9)), 0.1).decode()
     assert "What station line &lt;1&gt; can see" in page and "<1>" not in page
     assert not re.search(r"(src|href)=['\"]?(?!data:)\w", page)
