@@ -102,8 +102,8 @@ def _run(arguments: argparse.Namespace) -> int:
     _show(real, probes, curves)
     hits = np.mean([probe.score > threshold for probe in probes])
     console.say(
-        f"threshold {threshold:.4g} for {arguments.false_reject:.0%} false rejects from {len(calibrating)} images; {rejected:.1%}"
-        f" of {len(judged)} others rejected; {hits:.0%} of {len(probes)} drawn defects found; seed {plan.seed}"
+        f"threshold {threshold:.4g} for {arguments.false_reject:.0%} false rejects from {len(calibrating)} images;"
+        f" {rejected:.1%} of {len(judged)} others rejected; {hits:.0%} of {len(probes)} drawn defects found; seed {plan.seed}"
     )
     console.say(f"on {machine()}, {arguments.threads} thread(s)")
     if arguments.json is not None:
