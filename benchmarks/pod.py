@@ -2,10 +2,9 @@
 
 `python -m benchmarks.pod --bundle B --data DIR` takes a product with masks. Half of its good test images calibrate, on the
 other half defects are drawn and the curve is fitted; then every real defect, with its size and contrast from its mask, is
-given the probability that the curve has for it. Three curves are compared: of the size alone, with the mean change of the
-drawn defects as contrast (for a real one the root mean square difference from a ring around it, the nearest thing that can
-be measured), and with the step across the outline, which `calibration capability` uses: chosen by its likelihood on drawn
-defects alone.
+given the probability that the curve has for it. Three curves are compared: of the size alone; with the change as contrast,
+which is known of a drawn defect (mean absolute change) and can only be guessed of a real one (root mean square difference
+from a ring around it); and with the step across the outline, which is measured alike on both, as `calibration capability` does.
 """
 
 from __future__ import annotations

@@ -21,8 +21,7 @@ def outline_step(image: Image, mask: Mask) -> float:
 
     At each pixel of the outline the mean of a band of 3 pixels inside is compared with that of one outside, both weighted by
     a Gaussian along the outline, and the absolute differences are averaged: a shading that runs through a large defect and
-    a texture within it add little. It needs an image and a mask alone, so that drawn and real defects are measured alike;
-    on drawn ones it tells found from not found far better than the mean change over the defect (`benchmarks.pod`).
+    a texture within it add little. It needs an image and a mask alone, so that drawn and real defects are measured alike.
 
     Args:
         image: uint8 RGB (h, w, 3), at the network's size.
