@@ -84,7 +84,8 @@ def _run(arguments: argparse.Namespace) -> int:
             for turn in turns:
                 bank, calibrating, judged = ((third == (turn + part) % _THIRDS) for part in range(_THIRDS))
                 scorer = _extended(inspector, [there[i] for i in np.flatnonzero(bank)], arguments.rows, arguments.seed)
-                new, new_bad = _scores(scorer, there), _scores(scorer, there_bad)
+                new, new_bad = np.full(len(good), np.nan), _scores(scorer, there_bad)
+                new[~bank] = _scores(scorer, [there[i] for i in np.flatnonzero(~bank)])
                 for name, limit_of, scores, defects in (
                     ("first station", first, first, first_bad),
                     ("second, as it came", first, old, old_bad),
@@ -143,6 +144,7 @@ def _extended(inspector: Inspector, added: Sequence[npt.NDArray[np.float16]], ro
         candidates,
         round(rows * len(bank.rows)),
         first_image=int(bank.image.max()) + 1,
+        k=method.k,
         metric=method.metric,
         rng=np.random.default_rng([seed, 1]),
     )

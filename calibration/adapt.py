@@ -157,6 +157,7 @@ class Adapter:
             self.candidates.only(chosen),
             self.rows,
             first_image=self._first,
+            k=bundle.manifest.method.k,
             metric=bundle.manifest.method.metric,
             rng=np.random.default_rng([self.seed, 1]),
             progress=progress,
@@ -267,7 +268,7 @@ def write_extended(
     return write_bundle(
         out,
         spec=manifest.input,
-        method=manifest.method,
+        method=manifest.method.model_copy(update={"density": "measured"}),
         threshold=threshold,
         golden_check=GoldenCheck(
             images=len(golden.names),

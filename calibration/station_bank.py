@@ -1,16 +1,17 @@
-"""A bank that has also seen this station's good parts: rows chosen anew within a budget, densities brought up to date.
+"""A bank that has also seen this station's good parts: rows chosen anew within a budget, densities measured anew.
 
 The rows of the bank and the patches of the station's images are one cloud, of which greedy k-centre takes as many rows as
 the budget allows (`engines.bank`). Rows of the old bank already stand for many patches each; those that are not taken lie
 near one that is.
 
-The density of a row is what `fit` measures (train/measured.py): mean plus deviation of the distances at which good patches of
-*other* images lie from it. Of the training's patches only the old densities are left, so
+The density is measured as `fit` measures it (train/measured.py), by the station's patches alone, each searched in the rows of
+*other* images: with their distances t,
 
-    density(c) = (w prior(c) + n (mean(t) + deviation(t))) / (w + n),        w = 100 patches,
+    density(c) = mean(t) + deviation(t),        of the patches whose nearest row is c, and w = 100 such as rows like c have,
 
-where t are the distances of the n patches of the station's images whose nearest row, of another image, is c. The prior is the
-old density for an old row, and for a new one mean plus deviation over all the station's patches.
+where what rows like c have is an isotonic regression of t and t^2 on how far row c lies from its K nearest rows. In training
+that order comes from all good patches; the rows alone order each other nearly as well, so a bundle need not carry patches
+of its training along (docs/capability.md has the figures).
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ import numpy.typing as npt
 from calibration import CalibrationError
 from engines.bank import k_centre
 from engines.bundle import Bank
-from engines.ldknn import LDKNN, Floats, Progress, distance
+from engines.ldknn import LDKNN, Floats, Progress, distance, nearest
 
-_WEIGHT = 100.0  # of the prior, in patches; as in training
+_WEIGHT = 100.0  # of what rows like this one have, in patches; as in training
+
+Doubles = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ def extend_bank(
     rows: int,
     *,
     first_image: int,
+    k: int,
     metric: str,
     rng: np.random.Generator,
     progress: Progress | None = None,
@@ -66,6 +70,7 @@ def extend_bank(
         added: two images or more.
         rows: budget, no more than there are old rows and added patches.
         first_image: index that the first added image has among the bundle's bank images.
+        k: neighbours that say how isolated a row is.
         metric: of the score.
         rng: source of k-centre's projection.
         progress: called with (rows taken, rows).
@@ -76,36 +81,63 @@ def extend_bank(
     if added.images < 2:
         raise CalibrationError(f"{added.images} images to add, expected 2 or more: each is judged by the rows of the others")
     old = len(bank.rows)
-    if not 1 <= rows <= old + len(added.features):
-        raise CalibrationError(f"{rows} rows, expected 1 to {old + len(added.features)}: the old rows and the added patches")
+    if not 2 <= rows <= old + len(added.features):
+        raise CalibrationError(f"{rows} rows, expected 2 to {old + len(added.features)}: the old rows and the added patches")
     cloud = np.concatenate([bank.rows, added.features])
     per_image = len(added.patch)
     image_of = np.repeat(np.arange(first_image, first_image + added.images, dtype=np.int32), per_image)
     taken = k_centre(cloud, rows, rng, progress)
     image = np.concatenate([bank.image, image_of])[taken]
     patch = np.concatenate([bank.patch, np.tile(added.patch, added.images)])[taken]
-    prior = np.concatenate([bank.density, np.full(len(image_of), np.nan, np.float32)])[taken]
     chosen = np.ascontiguousarray(cloud[taken])
     near, row = _nearest_of_others(chosen, image, added, first_image)
-    return Bank(chosen, update_density(prior, distance(near, metric), row), image, patch)
+    apart, _ = nearest(chosen, chosen, k, exclude=np.arange(rows))
+    density = measure_density(distance(apart, metric).mean(axis=1), distance(near, metric), row)
+    return Bank(chosen, density, image, patch)
 
 
-def update_density(prior: Floats, distances: Floats, row: npt.NDArray[np.int64]) -> Floats:
-    """Densities float32 (m,) from priors and the station's patches.
+def measure_density(isolation: Floats, distances: Floats, row: npt.NDArray[np.int64]) -> Floats:
+    """Densities float32 (m,) from the station's patches.
 
     Args:
-        prior: float32 (m,), the old density; NaN for a new row.
+        isolation: float32 (m,), how far each row lies from its nearest rows.
         distances: float32 (n,), of each patch of the station to its nearest row of another image.
         row: int64 (n,), that row.
     """
     t = distances.astype(np.float64)
-    usual = t.mean() + t.std()
-    before = np.where(np.isnan(prior), usual, prior)
-    count = np.bincount(row, minlength=len(prior))
-    shared = np.maximum(count, 1)
-    mean = np.bincount(row, t, len(prior)) / shared
-    deviation = np.sqrt(np.maximum(np.bincount(row, t**2, len(prior)) / shared - mean**2, 0))
-    return np.asarray((_WEIGHT * before + count * (mean + deviation)) / (_WEIGHT + count), np.float32)
+    count = np.bincount(row, minlength=len(isolation))
+    rows = np.flatnonzero(count)
+    moments = []
+    for power in (1, 2):
+        sums = np.bincount(row, t**power, len(isolation))
+        alike = np.interp(isolation, *isotonic(isolation[rows].astype(np.float64), sums[rows] / count[rows], count[rows]))
+        moments.append((sums + _WEIGHT * alike) / (count + _WEIGHT))
+    mean, square = moments
+    return np.asarray(mean + np.sqrt(np.maximum(square - mean**2, 0)), np.float32)
+
+
+def isotonic(at: Doubles, value: Doubles, weight: npt.NDArray[np.int64]) -> tuple[Doubles, Doubles]:
+    """The rising function nearest to values in weighted squares, by pooling adjacent violators (Barlow et al. 1972).
+
+    Args:
+        at: float64 (n,), in any order.
+        value, weight: float64 (n,) and int64 (n,).
+
+    Returns:
+        Its distinct arguments, ascending, and its values there; between them it is a straight line.
+    """
+    points, place = np.unique(at, return_inverse=True)
+    weights = np.bincount(place, weight)
+    means = np.bincount(place, weight * value) / weights
+    blocks: list[tuple[float, float, int]] = []  # mean, weight, points
+    for mean, heavy in zip(means.tolist(), weights.tolist(), strict=True):
+        block = (mean, heavy, 1)
+        while blocks and blocks[-1][0] >= block[0]:
+            before = blocks.pop()
+            together = before[1] + block[1]
+            block = (before[0] * before[1] + block[0] * block[1]) / together, together, before[2] + block[2]
+        blocks.append(block)
+    return points, np.repeat([mean for mean, _, _ in blocks], [many for _, _, many in blocks])
 
 
 def _nearest_of_others(

@@ -166,7 +166,7 @@ def test_a_precision_that_still_agrees_is_kept_with_its_graph(station: Path) -> 
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (("--rows", "100000"), "100000 rows, expected 1 to"),
+        (("--rows", "100000"), "100000 rows, expected 2 to"),
         (("--accept", "nobody.png"), "nobody.png: accepted, but none"),
     ],
 )
