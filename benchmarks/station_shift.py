@@ -56,12 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def shifted(image: Image) -> Image:
     """The image as the second station takes it: uint8 RGB (h, w, 3)."""
-    seen = (image.astype(np.float32) / 255) ** _GAMMA
-    seen = cv2.GaussianBlur(seen, (0, 0), _BLUR_PX)
+    darker = (image.astype(np.float32) / 255) ** _GAMMA
+    blurred = cv2.GaussianBlur(darker, (0, 0), _BLUR_PX)
     height, width = image.shape[:2]
     turn = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), _DEGREES, 1.0)
-    seen = cv2.warpAffine(seen, turn, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-    return np.asarray(np.rint(np.clip(seen * np.array(_CAST, np.float32), 0, 1) * 255), dtype=np.uint8)
+    turned = cv2.warpAffine(blurred, turn, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    return np.asarray(np.rint(np.clip(turned * np.array(_CAST, np.float32), 0, 1) * 255), dtype=np.uint8)
 
 
 def _run(arguments: argparse.Namespace) -> int:
