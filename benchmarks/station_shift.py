@@ -2,7 +2,7 @@
 
 `python -m benchmarks.station_shift --bundle B --data DIR` changes every test image as another station would (a darker gamma, a
 slight blur, a fixture turned by 3 degrees, a warmer light). A third of the changed good images is for the bank, a third
-calibrates, a third is judged, with all bad ones; the thirds change places, so that each good image is judged once. The
+calibrates, a third is judged, with all bad ones; the thirds change places, and figures are means over the six orders. The
 threshold before recalibration is that of the first station, from the same images unchanged.
 """
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=console.count, default=0, help="default: %(default)s")
     parser.add_argument("--threads", type=console.count, default=1, help="0 is one a core (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="one third judged, every fifth bad image")
+    parser.add_argument("--quick", action="store_true", help="one bank, every fifth bad image")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.set_defaults(run=_run)
     arguments = parser.parse_args(argv)
@@ -82,21 +82,21 @@ def _run(arguments: argparse.Namespace) -> int:
         rows: dict[str, list[tuple[float, float, float]]] = {}
         with console.progress("banks") as advance:
             for turn in turns:
-                bank, calibrating, judged = ((third == (turn + part) % _THIRDS) for part in range(_THIRDS))
+                bank = third == turn
                 scorer = _extended(inspector, [there[i] for i in np.flatnonzero(bank)], arguments.rows, arguments.seed)
                 new, new_bad = np.full(len(good), np.nan), _scores(scorer, there_bad)
                 new[~bank] = _scores(scorer, [there[i] for i in np.flatnonzero(~bank)])
-                for name, limit_of, scores, defects in (
-                    ("first station", first, first, first_bad),
-                    ("second, as it came", first, old, old_bad),
-                    ("second, recalibrated", old, old, old_bad),
-                    ("second, adapted and recalibrated", new, new, new_bad),
-                ):
-                    limit = conformal_threshold(limit_of[calibrating], arguments.false_reject)
-                    auroc = image_auroc(scores[judged], defects)
-                    rows.setdefault(name, []).append(
-                        (float(np.mean(scores[judged] > limit)), float(np.mean(defects > limit)), auroc)
-                    )
+                one, other = (third == (turn + part) % _THIRDS for part in (1, 2))
+                for calibrating, judged in ((one, other), (other, one)):
+                    for name, limit_of, scores, defects in (
+                        ("first station", first, first, first_bad),
+                        ("second, as it came", first, old, old_bad),
+                        ("second, recalibrated", old, old, old_bad),
+                        ("second, adapted and recalibrated", new, new, new_bad),
+                    ):
+                        limit = conformal_threshold(limit_of[calibrating], arguments.false_reject)
+                        rejected, found = (float(np.mean(of > limit)) for of in (scores[judged], defects))
+                        rows.setdefault(name, []).append((rejected, found, image_auroc(scores[judged], defects)))
                 advance(turn + 1, len(turns))
     figures = {
         name: dict(zip(("false_rejects", "found", "auroc"), np.mean(of, axis=0).tolist(), strict=True))
@@ -109,7 +109,7 @@ def _run(arguments: argparse.Namespace) -> int:
         [(name, *(f"{100 * value:.1f} %" for value in of.values())) for name, of in figures.items()],
     )
     console.say(
-        f"{len(turns)} turns, {len(bad)} bad images, bank of {arguments.rows:g} times the old rows; seed {arguments.seed}"
+        f"{2 * len(turns)} orders, {len(bad)} bad images, bank of {arguments.rows:g} times the old rows; seed {arguments.seed}"
     )
     console.say(f"on {machine()}, {arguments.threads} thread(s)")
     if arguments.json is not None:

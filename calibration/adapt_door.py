@@ -113,6 +113,9 @@ def _say(compared: Comparison, count: int) -> None:
         ),
         [cells("as it was", compared.before), cells("extended", compared.after)],
     )
+    for name, side in (("as it was", compared.before), ("extended", compared.after)):
+        if side.size.reason is not None:
+            console.say(f"bank {name}: {side.size.reason}")
 
 
 def _account() -> str:

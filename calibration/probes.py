@@ -159,6 +159,9 @@ def draw_probes(
         plan: what to draw.
         progress: called with (defects done, defects in all).
 
+    Returns:
+        The defects in the order in which they were scored, image by image.
+
     Raises:
         CalibrationError: no image passes, sizes that do not fit the images, or a score that is not finite.
     """
@@ -178,14 +181,14 @@ def draw_probes(
         for size, contrast in drawn:
             wanted.setdefault(number % len(order), []).append((kind, number, size, contrast))
             number += 1
-    probes: list[tuple[int, Probe]] = []
+    probes: list[Probe] = []
     for place, defects in wanted.items():
         canvas = _Canvas(bundle, images, part, [int(order[(place + i) % len(order)]) for i in range(_SOURCES + 1)])
         for kind, draw, size, contrast in defects:
-            probes.append((draw, canvas.probe(score, kind, plan.seed, draw, size, contrast)))
+            probes.append(canvas.probe(score, kind, plan.seed, draw, size, contrast))
             if progress is not None:
                 progress(len(probes), number)
-    return [probe for _, probe in sorted(probes, key=lambda numbered: numbered[0])]
+    return probes
 
 
 def measured_contrast(preprocessor: Preprocessor, frame: Image, defect: Mask) -> float:

@@ -11,9 +11,9 @@ import pytest
 
 from calibration import CalibrationError
 from calibration.__main__ import main
-from calibration.adapt import Adapter, split_candidates
+from calibration.adapt import Adapter, compare, split_candidates
 from calibration.fit import fit_calibration
-from calibration.probes import GoodImage, score_good
+from calibration.probes import GoodImage, Plan, score_good
 from calibration.record import save_calibration
 from engines.bundle import Variant, load_bundle
 from engines.images import Image, encode_png
@@ -96,6 +96,21 @@ def test_every_image_is_judged_by_a_bank_that_does_not_hold_it(adapter: Adapter)
 def test_the_stations_images_score_lower_with_their_like_in_the_bank(adapter: Adapter) -> None:
     before = np.array([image.score for image in adapter.images])
     assert (adapter.cross_fitted()[1] < 0.5 * before).all()
+
+
+def test_both_banks_are_compared_on_the_same_images_and_defects(adapter: Adapter) -> None:
+    unchanged = [adapter.scorer(adapter.inspector.bundle.bank)] * 5
+    before = np.array([image.score for image in adapter.images])
+    plan = Plan(per_kind=20, contrast=60.0, sizes_px=(2.0, 20.0))
+    limit = float(np.median(before))
+    same = compare(adapter, unchanged, before, limit, 0.2, plan, lambda done, total: None)
+    assert same.before.size == same.after.size and same.before.size.a50 is not None
+    assert same.before.false_rejects == same.after.false_rejects == 6
+    assert same.before.size.tried == 110  # of twelve images, one is above the threshold for 20 %: what is on it does not count
+    extended = compare(adapter, *adapter.cross_fitted(), limit, 0.2, plan, lambda done, total: None)
+    assert extended.before.size == same.before.size
+    assert extended.after.false_rejects == 0
+    assert extended.after.size.a50 is not None and extended.after.size.a50 < same.before.size.a50
 
 
 def test_the_door_writes_a_bundle_that_verifies_and_leaves_the_old_one(

@@ -21,7 +21,6 @@ from calibration.capability_page import render
 from calibration.fit import fit_calibration
 from calibration.probes import (
     Plan,
-    Probe,
     draw_probes,
     find_part,
     judged_region,
@@ -152,19 +151,13 @@ def test_defects_change_the_judged_region_alone_and_are_centred_off_the_mask(tmp
         inspector.score = lambda image: (frames.append(image), judge(image))[1]  # type: ignore[method-assign]
         probes = draw_probes(inspector.bundle, lambda _, frame: inspector.score(frame).value, images, EVERYWHERE, 1.0, FEW)
     assert len(frames) == len(probes) == 60
-    for frame, probe in zip(frames, sorted(probes, key=lambda probe: order_of(probe, probes)), strict=True):
+    for frame, probe in zip(frames, probes, strict=True):
         before = read_image(paths[probe.image])
         outside = np.ones(SIZE, bool)
         outside[4:60, 8:88] = False
         changed = (frame != before).any(axis=2)
         assert changed.any() and not (changed & outside).any()
     assert min(probe.x for probe in probes) > (32 - 12) / 80  # column 40 is the region's 32; half a defect reaches over
-
-
-def order_of(probe: Probe, probes: list[Probe]) -> tuple[int, int]:
-    """Probes are scored image by image, in the order in which the images come first."""
-    first = {image: min(number for number, one in enumerate(probes) if one.image == image) for image in range(4)}
-    return first[probe.image], probes.index(probe)
 
 
 def test_defects_are_centred_on_the_part(inspector: Inspector, good: list[Path]) -> None:
