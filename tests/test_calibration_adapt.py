@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -210,3 +211,11 @@ def test_a_calibration_of_another_bundle_and_too_few_images_are_refused(
     write_tiny_bundle(station / "bundle", threshold=3.0)
     assert adapt(station) == 2
     assert "calibrate this station with the bundle first" in capsys.readouterr().err
+
+
+def test_a_bundle_from_before_extensions_loads(station: Path) -> None:
+    manifest = station / "bundle" / "manifest.json"
+    document = json.loads(manifest.read_text())
+    del document["provenance"]["extensions"]
+    manifest.write_text(json.dumps(document))
+    assert load_bundle(station / "bundle").manifest.provenance.extensions == ()
