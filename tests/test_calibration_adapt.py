@@ -16,6 +16,7 @@ from calibration.adapt import Adapter, compare, split_candidates
 from calibration.fit import fit_calibration
 from calibration.probes import GoodImage, Plan, score_good
 from calibration.record import save_calibration
+from engines.__main__ import main as engines_main
 from engines.bundle import Variant, load_bundle
 from engines.images import Image, encode_png
 from engines.inspector import Inspector
@@ -133,6 +134,8 @@ def test_the_door_writes_a_bundle_that_verifies_and_leaves_the_old_one(
     assert manifest.threshold is not None and manifest.threshold.n == 12
     with Inspector(new, threads=1) as inspector:
         assert verify_golden(inspector, new.golden(), manifest.threshold, manifest.golden.spread).passed
+    assert engines_main(["info", "--bundle", str(station / "new")]) == 0
+    assert "Ada: 12 images of station line-2" in " ".join(capsys.readouterr().out.replace("│", " ").split())
 
 
 def test_an_adapted_bundle_can_be_adapted_again_and_keeps_its_history(station: Path) -> None:
