@@ -26,16 +26,15 @@ import numpy as np
 import numpy.typing as npt
 
 from calibration import CalibrationError
+from calibration.firth import Doubles, FirthRegression, logistic
 
-Doubles = npt.NDArray[np.float64]
 Scale = Literal["log", "linear"]
 
 FEWEST = 60  # hits and misses; the handbook's least number for such data
 _TREND = 0.05  # probability of so strong a trend without one, above which there is none
-_ITERATIONS, _HALVINGS, _CLOSE = 200, 30, 1e-8
+_HALVINGS = 30  # of an interval that holds a root
 _TIE = 1e-6  # of two likelihoods
 _ROOT_CLOSE = 1e-4  # of the signed root of a likelihood ratio
-_LARGEST_STEP = 5.0  # of a coefficient, in units of its standardised covariate
 _BANDS = 10  # of the goodness of fit
 
 
@@ -92,7 +91,7 @@ class PodCurve:
             UndeterminedError: fewer than `FEWEST` trials, all found, none found, or no trend with size.
         """
         _check(trials)
-        fits = {scale: _Fit(_covariates(trials, scale), trials.found) for scale in ("log", "linear")}
+        fits = {scale: FirthRegression(_covariates(trials, scale), trials.found) for scale in ("log", "linear")}
         # of equally many coefficients; the penalty depends on the scale, so the likelihood alone is compared
         self.scale: Scale = "linear" if fits["linear"].likelihood > fits["log"].likelihood + _TIE else "log"
         self._fit = fits[self.scale]
@@ -112,7 +111,7 @@ class PodCurve:
     def probability(self, size_px: Doubles | float, contrast: Doubles | float) -> Doubles:
         """POD of defects of a size and a contrast: float64 of their common shape, 0 to 1."""
         b0, b1, b2 = self.coefficients
-        return np.asarray(_logistic(b0 + b1 * _scaled(size_px, self.scale) + b2 * np.log(contrast)))
+        return np.asarray(logistic(b0 + b1 * _scaled(size_px, self.scale) + b2 * np.log(contrast)))
 
     def size_at(self, probability: float, contrast: float, easier: float = 0.0) -> float:
         """The size (pixels) whose POD is `probability` at a contrast, in or beyond the range of sizes tried.
@@ -218,102 +217,12 @@ def local_intercepts(curve: PodCurve, trials: Trials, weights: Doubles) -> Doubl
         low, high = -20.0, 20.0  # the penalised score falls monotonically enough to be bisected
         for _ in range(32):  # to a part in 10^8
             middle = (low + high) / 2
-            p = _logistic(base + middle)
+            p = logistic(base + middle)
             spread = weight * p * (1 - p)
             score = float(weight @ (found - p) + spread @ (0.5 - p) / max(spread.sum(), 1e-300))
             low, high = (middle, high) if score > 0 else (low, middle)
         added[place] = (low + high) / 2
     return added
-
-
-class _Fit:
-    """Firth's logistic regression, on standardised covariates."""
-
-    def __init__(self, covariates: Doubles, found: npt.NDArray[np.bool_]) -> None:
-        self._mean, self._spread = covariates.mean(axis=0), covariates.std(axis=0)
-        self._spread[self._spread < 1e-9] = np.inf  # a constant covariate has no coefficient
-        self._design = np.column_stack([np.ones(len(found)), (covariates - self._mean) / self._spread])
-        self._used = np.array([True, *np.isfinite(self._spread)])
-        self._design = self._design[:, self._used]
-        self._found = found.astype(np.float64)
-        start = np.zeros(self._design.shape[1])
-        self._beta, self._penalised = _maximise(self._design, np.zeros(len(found)), self._design, self._found, start)
-        self.probabilities = _logistic(self._design @ self._beta)
-        self.likelihood = _log_likelihood(self._design @ self._beta, self._found)
-
-    @property
-    def beta(self) -> Doubles:
-        """Coefficients of the standardised covariates, float64 (3,); 0 where one is constant."""
-        beta = np.zeros(3)
-        beta[self._used] = self._beta
-        return beta
-
-    def unscaled(self) -> Doubles:
-        """Coefficients of the covariates as they were given."""
-        slopes = self.beta[1:] / self._spread
-        return np.array([self.beta[0] - float(slopes @ self._mean), *slopes])
-
-    def ratio_at(self, row: Doubles, level: float) -> float:
-        """Twice the fall of the profile likelihood where the logit at covariates `row` (1, x, z) is held at `level`."""
-        return self.ratio(np.array([1.0, *((row[1:] - self._mean) / self._spread)]), level)
-
-    def ratio(self, direction: Doubles, level: float) -> float:
-        """The same where `direction` @ beta of the standardised covariates is held at `level`.
-
-        The design is turned so that one coefficient is the one held: an offset, and one column fewer.
-        """
-        held = direction[self._used]
-        pivot = int(np.abs(held).argmax())
-        column = self._design[:, pivot] / held[pivot]
-        others = [number for number in range(len(held)) if number != pivot]
-        free = self._design[:, others] - np.outer(column, held[others])
-        _, penalised = _maximise(free, level * column, self._design, self._found, self._beta[others])
-        return max(0.0, 2 * (self._penalised - penalised))
-
-    def clustering(self, row: Doubles, group: npt.NDArray[np.int64]) -> float:
-        """Variance of the logit at `row` by groups as units (sandwich), over that of the model."""
-        at = np.array([1.0, *((row[1:] - self._mean) / self._spread)])[self._used]
-        p = self.probabilities
-        influence = np.linalg.solve(_information(self._design, p), at)
-        groups, member = np.unique(group, return_inverse=True)
-        if len(groups) < 2:
-            return 1.0
-        sums = np.bincount(member, (self._design @ influence) * (self._found - p))
-        return float((sums**2).sum() * len(groups) / (len(groups) - 1) / (at @ influence))
-
-
-def _maximise(free: Doubles, offset: Doubles, design: Doubles, found: Doubles, start: Doubles) -> tuple[Doubles, float]:
-    """Fisher scoring with halved steps for the penalised likelihood of offset + free @ beta: beta, and its maximum.
-
-    The penalty is that of the whole design, whose span holds the free columns and the offset.
-    """
-
-    def penalised(eta: Doubles) -> float:
-        sign, log_determinant = np.linalg.slogdet(_information(design, _logistic(eta)))
-        return _log_likelihood(eta, found) + 0.5 * log_determinant if sign > 0 else -math.inf
-
-    beta, value = start, penalised(offset + free @ start)
-    if not math.isfinite(value):
-        return beta, -math.inf
-    for _ in range(_ITERATIONS):
-        p = _logistic(offset + free @ beta)
-        weight = p * (1 - p)
-        half = np.sqrt(weight)[:, None] * design
-        leverage = ((half @ np.linalg.pinv(half.T @ half)) * half).sum(axis=1)
-        score = free.T @ (found - p + leverage * (0.5 - p))
-        step = np.linalg.pinv(_information(free, p)) @ score
-        step *= min(1.0, _LARGEST_STEP / max(float(np.abs(step).max(initial=0.0)), 1e-300))
-        for _ in range(_HALVINGS):
-            better = penalised(offset + free @ (beta + step))
-            if better >= value:
-                break
-            step = step / 2
-        else:
-            break
-        beta, gained, value = beta + step, better - value, better
-        if gained < _CLOSE:
-            break
-    return beta, value
 
 
 def _root(over: Callable[[float], float], low: float, at_low: float, high: float, at_high: float) -> float:
@@ -357,18 +266,6 @@ def _unscaled(value: float, scale: Scale) -> float:
     if scale == "linear":
         return float(value)
     return math.exp(value) if value < 700 else math.inf
-
-
-def _information(design: Doubles, p: Doubles) -> Doubles:
-    return np.asarray(design.T @ (design * (p * (1 - p))[:, None]))
-
-
-def _log_likelihood(eta: Doubles, found: Doubles) -> float:
-    return float(found @ eta - np.logaddexp(0, eta).sum())
-
-
-def _logistic(eta: Doubles | float) -> Doubles:
-    return np.asarray(np.exp(-np.logaddexp(0, -np.asarray(eta, np.float64))))
 
 
 def _logit(p: float) -> float:
