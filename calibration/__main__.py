@@ -10,10 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from calibration import CalibrationError, records_door, station_door
+from calibration.adapt_door import add_adapt
+from calibration.capability_door import add_capability
 from calibration.fit import GROUPINGS, find_images, make_calibration, score_images
 from calibration.history import history_path, write
 from calibration.propose import COMPARED_ONLY, METHODS, Comparison, Proposal, Wishes, propose
 from calibration.scores import Scored, read_scores, split
+from calibration.threshold import check_enough
 from engines import EngineError, console
 from engines.bundle import load_bundle
 from engines.inspector import Inspector
@@ -31,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_fit(commands.add_parser("fit", help="take a threshold from good parts, and bad ones if there are any"))
     records_door.add_commands(commands, account)
     station_door.add_commands(commands, account)
+    add_capability(commands)
+    add_adapt(commands)
     arguments = parser.parse_args(argv)
     return console.run_door(arguments.run, arguments)
 

@@ -104,6 +104,14 @@ def _info_rows(bundle: Bundle) -> list[tuple[str, str]]:
         ),
         ("alpha chosen on", _choice_row(made.choice)),
         ("images", f"{uses.count('bank')} in the bank, {uses.count('held-out')} held out"),
+        *(
+            (
+                "extended",
+                f"{one.when}, {one.who}: {len(one.images)} images of station {one.station}, {one.new_rows} of {one.rows} rows,"
+                f" from bundle {one.parent[:12]}",
+            )
+            for one in made.extensions
+        ),
         (
             "provisional threshold",
             "none: too few images" if threshold is None else f"{threshold.value:.6g} from {threshold.n} held-out normals",

@@ -233,6 +233,30 @@ class Choice(Record):
     machine: str
 
 
+class Extension(Record):
+    """How a station brought a bundle's bank up to date with its own good parts.
+
+    Attributes:
+        parent: digest of the bundle that was extended.
+        when, who, station: of the extension.
+        images: pixel digests of the images that were added; `Provenance.images` has their names.
+        accepted, left_out: names of images that looked anomalous, and were added by a person's word, or not.
+        rows, new_rows: in the bank, and how many of them are of the added images.
+        seed: of the choice of rows.
+    """
+
+    parent: str
+    when: str
+    who: str
+    station: str
+    images: tuple[str, ...]
+    accepted: tuple[str, ...]
+    left_out: tuple[str, ...]
+    rows: Positive
+    new_rows: int = Field(ge=0)
+    seed: int
+
+
 class Provenance(Record):
     """Where a bundle comes from, for the auditor who asks months later; `weights` are those that embed."""
 
@@ -248,6 +272,7 @@ class Provenance(Record):
     versions: dict[str, str]
     adaptation: Adaptation | None = None
     choice: Choice | None = None
+    extensions: tuple[Extension, ...] = ()
 
 
 class FileEntry(Record):

@@ -1,0 +1,224 @@
+"""Adapting a bundle on the station: the guard, the comparison, the new bundle, and the door."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from calibration import CalibrationError
+from calibration.__main__ import main
+from calibration.adapt import Adapter, compare, split_candidates
+from calibration.fit import fit_calibration
+from calibration.probes import GoodImage, Plan, score_good
+from calibration.record import save_calibration
+from engines.__main__ import main as engines_main
+from engines.bundle import Variant, load_bundle
+from engines.images import Image, encode_png
+from engines.inspector import Inspector
+from engines.verify import verify_golden
+from tests.fakes import cells, feature_graph, flat, textured, write_pictures, write_tiny_bundle
+
+
+def station_image(seed: int, grey: int = 140) -> Image:
+    """A good picture of a station with more light than grey 128, with a little grain."""
+    noise = np.random.default_rng(seed).normal(grey, 2, (64, 64, 1)).round()
+    return np.repeat(noise, 3, axis=2).astype(np.uint8)
+
+
+@pytest.fixture
+def station(tmp_path: Path) -> Path:
+    """A bundle that has seen grey 128 alone, ten good images of grey 128, twelve of a brighter station, and its calibration."""
+    rows = cells(126, 127, 128, 129, 130)
+    write_tiny_bundle(tmp_path / "bundle", rows=rows, normals=(textured(5),), golden=(flat(128), flat(100), flat(180)))
+    write_pictures(tmp_path / "calibrated-on", [station_image(seed, 140 + seed % 4) for seed in range(100, 120)])
+    write_pictures(tmp_path / "good", [station_image(seed, 139 + seed % 3) for seed in range(12)])
+    with Inspector(load_bundle(tmp_path / "bundle"), threads=1) as inspector:
+        paths = sorted((tmp_path / "calibrated-on").iterdir())
+        record = fit_calibration(inspector, paths, station="line-2", camera="c", rate=0.1, who="w")
+    save_calibration(tmp_path / "line-2.json", record)
+    return tmp_path
+
+
+def adapt(folder: Path, *more: str, out: str = "new", bundle: str = "bundle") -> int:
+    where = ["--bundle", str(folder / bundle), "--calibration", str(folder / "line-2.json"), "--images", str(folder / "good")]
+    return main(["adapt", *where, "--out", str(folder / out), "--threads", "1", "--who", "Ada", *more])
+
+
+def tree(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def images_with(scores: list[float]) -> list[GoodImage]:
+    return [GoodImage(Path(f"{number}.png"), str(number), score, (64, 64)) for number, score in enumerate(scores)]
+
+
+def test_an_image_above_the_threshold_needs_a_persons_word() -> None:
+    images = images_with([1.0, 1.1, 0.9, 5.0, 1.0, 5.5])
+    assert split_candidates(images, 6.0, []) == ([0, 1, 2, 4], [], [3, 5])  # far from the rest, below the threshold
+    assert split_candidates(images, 1.05, ["3.png"]) == ([0, 2, 4], [3], [1, 5])
+
+
+def test_an_image_without_a_score_is_never_normal() -> None:
+    assert split_candidates(images_with([1.0, 1.0, 1.0, float("nan")]), 2.0, [])[0] != [0, 1, 2, 3]
+
+
+def test_a_name_that_no_image_has_is_refused() -> None:
+    with pytest.raises(CalibrationError, match=r"other\.png: accepted, but none of the 2 images"):
+        split_candidates(images_with([1.0, 1.0]), 2.0, ["other.png"])
+
+
+@pytest.fixture
+def adapter(station: Path) -> Iterator[Adapter]:
+    with Inspector(load_bundle(station / "bundle"), threads=1) as inspector:
+        images = score_good(inspector, sorted((station / "good").iterdir()))
+        yield Adapter(inspector, images, 5, 0, lambda done, total: None)
+
+
+def test_every_image_is_judged_by_a_bank_that_does_not_hold_it(adapter: Adapter) -> None:
+    scorers, scores = adapter.cross_fitted()
+    assert len(scorers) == 5 and sorted(np.bincount(adapter.fold).tolist()) == [2, 2, 2, 3, 3]
+    for fold, scorer in enumerate(scorers):
+        own = set(np.flatnonzero(adapter.fold == fold).tolist())
+        held = adapter.extended(fold)
+        first = 1  # one image is in the old bank
+        others = [number for number in range(12) if number not in own]
+        assert {others[image - first] for image in held.image if image >= first} <= set(others)
+        assert np.array_equal(scorer.ldknn.rows, held.rows)
+        for number in own:
+            rows = adapter.candidates.features.reshape(12, 64, 3)[number]
+            assert not (held.rows[:, None] == rows).all(axis=2).any()
+    assert np.isfinite(scores).all()
+
+
+def test_the_stations_images_score_lower_with_their_like_in_the_bank(adapter: Adapter) -> None:
+    before = np.array([image.score for image in adapter.images])
+    assert (adapter.cross_fitted()[1] < 0.5 * before).all()
+
+
+def test_both_banks_are_compared_on_the_same_images_and_defects(adapter: Adapter) -> None:
+    unchanged = [adapter.scorer(adapter.inspector.bundle.bank)] * 5
+    before = np.array([image.score for image in adapter.images])
+    plan = Plan(per_kind=20, contrast=60.0, sizes_px=(2.0, 20.0))
+    limit = float(np.median(before))
+    same = compare(adapter, unchanged, before, limit, 0.2, plan, lambda done, total: None)
+    assert same.before.size == same.after.size and same.before.size.a50 is not None
+    assert same.before.false_rejects == same.after.false_rejects == 6
+    assert same.before.size.tried == 110  # of twelve images, one is above the threshold for 20 %: what is on it does not count
+    extended = compare(adapter, *adapter.cross_fitted(), limit, 0.2, plan, lambda done, total: None)
+    assert extended.before.size == same.before.size
+    assert extended.after.false_rejects == 0
+    assert extended.after.size.a50 is not None and extended.after.size.a50 < same.before.size.a50
+
+
+def test_the_door_writes_a_bundle_that_verifies_and_leaves_the_old_one(
+    station: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = tree(station / "bundle")
+    assert adapt(station) == 0
+    said = capsys.readouterr().out
+    assert "as it was" in said and "extended" in said and "to go back, run it again" in said
+    assert tree(station / "bundle") == old
+    parent, new = load_bundle(station / "bundle"), load_bundle(station / "new")
+    assert new.digest != parent.digest
+    (extension,) = new.manifest.provenance.extensions
+    assert (extension.parent, extension.who, extension.station) == (parent.digest, "Ada", "line-2")
+    assert extension.rows == len(new.bank.rows) == 5
+    assert extension.new_rows == np.count_nonzero(new.bank.image >= 1) > 0
+    assert len(extension.images) == 12 and set(extension.images) <= new.learnt_from()
+    manifest = new.manifest
+    assert manifest.threshold is not None and manifest.threshold.n == 12
+    with Inspector(new, threads=1) as inspector:
+        assert verify_golden(inspector, new.golden(), manifest.threshold, manifest.golden.spread).passed
+    assert engines_main(["info", "--bundle", str(station / "new")]) == 0
+    assert "Ada: 12 images of station line-2" in " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
+def test_an_adapted_bundle_can_be_adapted_again_and_keeps_its_history(station: Path) -> None:
+    assert adapt(station) == 0
+    write_pictures(station / "calibrated-on", [station_image(seed, 140 + seed % 4) for seed in range(200, 220)])
+    with Inspector(load_bundle(station / "new"), threads=1) as inspector:
+        record = fit_calibration(
+            inspector, sorted((station / "calibrated-on").iterdir()), station="line-2", camera="c", rate=0.1, who="w"
+        )
+    save_calibration(station / "line-2.json", record)
+    names = write_pictures(station / "good", [station_image(seed, 139 + seed % 3) for seed in range(50, 62)])
+    assert adapt(station, "--accept", *(path.name for path in names), out="newer", bundle="new") == 0
+    first, second = load_bundle(station / "newer").manifest.provenance.extensions
+    assert second.parent == load_bundle(station / "new").digest and first.parent == load_bundle(station / "bundle").digest
+
+
+def test_an_odd_image_is_left_out_and_listed_until_it_is_accepted(station: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (station / "good" / "odd.png").write_bytes(encode_png(flat(230)))
+    assert adapt(station) == 0
+    assert "odd.png" in capsys.readouterr().err
+    assert load_bundle(station / "new").manifest.provenance.extensions[0].left_out == ("odd.png",)
+    assert adapt(station, "--accept", "odd.png", out="accepted") == 0
+    extension = load_bundle(station / "accepted").manifest.provenance.extensions[0]
+    assert (extension.accepted, extension.left_out, len(extension.images)) == (("odd.png",), (), 13)
+
+
+def test_a_precision_that_still_agrees_is_kept_with_its_graph(station: Path) -> None:
+    variant = Variant(precision="fp16", images=2, max_difference=0.0, flips=0, offered=True)
+    made = load_bundle(station / "bundle")
+    write_tiny_bundle(
+        station / "bundle",
+        rows=made.bank.rows,
+        golden=(flat(128), flat(100), flat(180)),
+        variants=(variant,),
+        graphs={"fp16": feature_graph(convolution=True)},
+    )
+    with Inspector(load_bundle(station / "bundle"), threads=1) as inspector:
+        paths = sorted((station / "calibrated-on").iterdir())
+        save_calibration(
+            station / "line-2.json", fit_calibration(inspector, paths, station="line-2", camera="c", rate=0.1, who="w")
+        )
+    assert adapt(station) == 0
+    again = load_bundle(station / "new").manifest.variant("fp16")
+    assert again is not None and again.offered and again.images >= 1
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--rows", "100000"), "100000 rows, expected 2 to"),
+        (("--accept", "nobody.png"), "nobody.png: accepted, but none"),
+    ],
+)
+def test_the_door_refuses_and_writes_nothing(
+    station: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...], said: str
+) -> None:
+    assert adapt(station, *more) == 2
+    assert said in capsys.readouterr().err
+    assert not (station / "new").exists()
+
+
+def test_the_old_bundles_own_folder_is_refused(station: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = tree(station / "bundle")
+    assert adapt(station, out="bundle") == 2
+    assert "give another folder" in capsys.readouterr().err
+    assert tree(station / "bundle") == before
+
+
+def test_a_calibration_of_another_bundle_and_too_few_images_are_refused(
+    station: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in sorted((station / "good").iterdir())[:5]:
+        path.unlink()
+    assert adapt(station) == 2
+    assert "7 images to add, expected 10 or more" in capsys.readouterr().err
+    write_tiny_bundle(station / "bundle", threshold=3.0)
+    assert adapt(station) == 2
+    assert "calibrate this station with the bundle first" in capsys.readouterr().err
+
+
+def test_a_bundle_from_before_extensions_loads(station: Path) -> None:
+    manifest = station / "bundle" / "manifest.json"
+    document = json.loads(manifest.read_text())
+    del document["provenance"]["extensions"]
+    manifest.write_text(json.dumps(document))
+    assert load_bundle(station / "bundle").manifest.provenance.extensions == ()
