@@ -30,6 +30,16 @@ class TriggeredCamera:
         self._camera = camera
         self._source = source
 
+    @property
+    def healthy(self) -> bool:
+        """As the camera's."""
+        return self._camera.healthy
+
+    @property
+    def status(self) -> str:
+        """As the camera's."""
+        return self._camera.status
+
     def frames(self) -> Iterator[Arrival]:
         """One arrival for each trigger, as long as the camera has frames. Raises StationError."""
         arrivals = self._camera.frames()

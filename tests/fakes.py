@@ -523,6 +523,9 @@ class FakeLedger:
 class FakeCamera:
     """Gives pictures as parts; None is a part without one. `age_ms` is how long ago each part triggered when it is given."""
 
+    healthy = True
+    status = ""
+
     def __init__(self, clock: FakeClock, pictures: Sequence[Image | None], age_ms: Sequence[float] = ()) -> None:
         self._clock = clock
         self._pictures = pictures

@@ -26,6 +26,9 @@ class Source:
 class Camera:
     """Frames with these times; None is a part without a picture."""
 
+    healthy = True
+    status = ""
+
     def __init__(self, captured_ns: list[int | None]) -> None:
         self._captured_ns = captured_ns
         self.closed = 0
