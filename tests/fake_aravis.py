@@ -1,0 +1,121 @@
+"""Aravis' own fake cameras: one inside the library, and one that speaks GigE Vision and shows pictures that tests choose."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import itertools
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from edge import StationError, aravis
+from edge.clock import SystemClock
+from edge.genicam import GenicamDevice
+from edge.sections import CameraTrigger, GenicamSource, Region
+from engines.images import Image
+
+IN_LIBRARY = "Fake_1"
+ADDRESS = "127.0.0.1"
+SOFTWARE = CameraTrigger(source="Software")  # a picture when the test says so, and no other
+_KINDS = ("Fake", "USB3Vision", "GigEVision")
+_found: set[str] = set()
+_FILL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint32)
+
+
+def library() -> ctypes.CDLL:
+    """The library with the functions of its fake cameras; the test is skipped where it is not installed."""
+    try:
+        arv = aravis.library()
+    except StationError as error:
+        pytest.skip(str(error))
+    pointer = ctypes.c_void_p
+    arv.arv_disable_interface.argtypes = [ctypes.c_char_p]
+    arv.arv_gv_fake_camera_new.restype, arv.arv_gv_fake_camera_new.argtypes = pointer, [ctypes.c_char_p, ctypes.c_char_p]
+    arv.arv_gv_fake_camera_is_running.argtypes = [pointer]
+    arv.arv_gv_fake_camera_get_fake_camera.restype, arv.arv_gv_fake_camera_get_fake_camera.argtypes = pointer, [pointer]
+    arv.arv_fake_camera_set_fill_pattern.restype, arv.arv_fake_camera_set_fill_pattern.argtypes = (
+        None,
+        [pointer, _FILL, pointer],
+    )
+    arv.arv_buffer_get_data.restype, arv.arv_buffer_get_data.argtypes = pointer, [pointer, pointer]
+    return arv
+
+
+@contextlib.contextmanager
+def interface(wanted: str) -> Iterator[None]:
+    """Only this kind of camera is looked for."""
+    arv = library()
+    for name in _KINDS:
+        (arv.arv_enable_interface if name == wanted else arv.arv_disable_interface)(name.encode())
+    try:
+        yield
+    finally:
+        for name in _KINDS:
+            (arv.arv_disable_interface if name == "Fake" else arv.arv_enable_interface)(name.encode())
+
+
+@dataclass
+class GigE:
+    """A GigE Vision camera on the loopback interface.
+
+    Attributes:
+        id: to open it by.
+        pictures: bytes in the camera's pixel format, one for each that it takes.
+    """
+
+    id: str
+    pictures: Iterator[bytes]
+
+    def show(self, *pictures: Image) -> None:
+        """Show these next, the last one on and on."""
+        raw = [picture.tobytes() for picture in pictures]
+        self.pictures = itertools.chain(raw, itertools.repeat(raw[-1]))
+
+    def source(self, pixel_format: str = "RGB8", side: int = 64) -> GenicamSource:
+        """Pictures of a square, one for each software trigger."""
+        region = Region(width=side, height=side)
+        return GenicamSource(kind="genicam", device=self.id, pixel_format=pixel_format, trigger=SOFTWARE, region=region)
+
+    def device(self) -> GenicamDevice:
+        """What opens it."""
+        return GenicamDevice(self.source(), SystemClock())
+
+
+def trigger(device: GenicamDevice) -> None:
+    """Release one picture."""
+    assert device._camera is not None
+    device._camera.call("software_trigger")
+
+
+@contextlib.contextmanager
+def gige(serial: str = "REB") -> Iterator[GigE]:
+    """Start it; it ends with the block. One at a time on a machine, since all would share one port."""
+    arv = library()
+    with open(Path(tempfile.gettempdir()) / "reb-gige.lock", "w") as turn, interface("GigEVision"):
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        camera = arv.arv_gv_fake_camera_new(ADDRESS.encode(), serial.encode())
+        shown = GigE(f"Aravis-Fake-{serial}", iter(()))
+
+        def fill(buffer: int, _data: int, _exposure: int, _gain: int, _format: int) -> None:
+            picture = next(shown.pictures)
+            ctypes.memmove(arv.arv_buffer_get_data(buffer, None), picture, len(picture))
+
+        callback = _FILL(fill)  # held here, since the library holds no reference
+        search = arv.arv_update_device_list
+        if shown.id in _found:  # the library remembers; a search takes a second
+            arv.arv_update_device_list = lambda: None
+        try:
+            if not arv.arv_gv_fake_camera_is_running(camera):
+                pytest.skip("no GigE Vision camera could be started on 127.0.0.1: is UDP port 3956 in use?")
+            arv.arv_fake_camera_set_fill_pattern(arv.arv_gv_fake_camera_get_fake_camera(camera), callback, None)
+            yield shown
+            _found.add(shown.id)
+        finally:
+            arv.arv_update_device_list = search
+            aravis.release(camera)
+            del callback
