@@ -32,12 +32,12 @@ class TriggeredCamera:
 
     @property
     def healthy(self) -> bool:
-        """As the camera's."""
+        """Of the camera."""
         return self._camera.healthy
 
     @property
     def status(self) -> str:
-        """As the camera's."""
+        """Of the camera."""
         return self._camera.status
 
     def frames(self) -> Iterator[Arrival]:
@@ -50,7 +50,7 @@ class TriggeredCamera:
                 continue
             part, trigger_ns = trigger
             arrival: Arrival | None = held or next(arrivals, None)
-            while isinstance(arrival, Frame) and arrival.captured_ns < trigger_ns:
+            while arrival is not None and _taken_ns(arrival) < trigger_ns:  # a bad frame of before is not this part's either
                 arrival = next(arrivals, None)
             if arrival is None:
                 return
@@ -64,3 +64,7 @@ class TriggeredCamera:
     def close(self) -> None:
         """Close the camera; may be called twice."""
         self._camera.close()
+
+
+def _taken_ns(arrival: Arrival) -> int:
+    return arrival.captured_ns if isinstance(arrival, Frame) else arrival.trigger_ns

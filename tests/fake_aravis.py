@@ -23,6 +23,7 @@ IN_LIBRARY = "Fake_1"
 ADDRESS = "127.0.0.1"
 SOFTWARE = CameraTrigger(source="Software")  # a picture when the test says so, and no other
 _KINDS = ("Fake", "USB3Vision", "GigEVision")
+_WIDTH = 0x100  # ARV_FAKE_CAMERA_REGISTER_WIDTH
 _found: set[str] = set()
 _FILL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint32)
 
@@ -42,6 +43,10 @@ def library() -> ctypes.CDLL:
         None,
         [pointer, _FILL, pointer],
     )
+    arv.arv_fake_camera_write_register.argtypes = [pointer, ctypes.c_uint32, ctypes.c_uint32]
+    arv.arv_set_fake_camera_genicam_filename.argtypes = [ctypes.c_char_p]
+    arv.arv_device_get_genicam_xml.restype = pointer
+    arv.arv_device_get_genicam_xml.argtypes = [pointer, ctypes.POINTER(ctypes.c_size_t)]
     arv.arv_buffer_get_data.restype, arv.arv_buffer_get_data.argtypes = pointer, [pointer, pointer]
     return arv
 
@@ -59,6 +64,27 @@ def interface(wanted: str) -> Iterator[None]:
             (arv.arv_disable_interface if name == "Fake" else arv.arv_enable_interface)(name.encode())
 
 
+def description() -> str:
+    """The XML in which the camera inside the library describes itself."""
+    arv = library()
+    camera = aravis.Camera(IN_LIBRARY)
+    size = ctypes.c_size_t()
+    address = arv.arv_device_get_genicam_xml(arv.arv_camera_get_device(camera.pointer), ctypes.byref(size))
+    xml = ctypes.string_at(address, size.value).decode()
+    camera.close()
+    return xml
+
+
+@contextlib.contextmanager
+def described(path: Path) -> Iterator[None]:
+    """Fake cameras that are opened in the block describe themselves by this file."""
+    library().arv_set_fake_camera_genicam_filename(str(path).encode())
+    try:
+        yield
+    finally:
+        library().arv_set_fake_camera_genicam_filename(None)
+
+
 @dataclass
 class GigE:
     """A GigE Vision camera on the loopback interface.
@@ -66,15 +92,21 @@ class GigE:
     Attributes:
         id: to open it by.
         pictures: bytes in the camera's pixel format, one for each that it takes.
+        fake_camera: the library's.
     """
 
     id: str
     pictures: Iterator[bytes]
+    fake_camera: int
 
     def show(self, *pictures: Image) -> None:
         """Show these next, the last one on and on."""
         raw = [picture.tobytes() for picture in pictures]
         self.pictures = itertools.chain(raw, itertools.repeat(raw[-1]))
+
+    def widen(self, width: int) -> None:
+        """Let its pictures have another width, behind the station's back."""
+        aravis.library().arv_fake_camera_write_register(self.fake_camera, _WIDTH, width)
 
     def source(self, pixel_format: str = "RGB8", side: int = 64) -> GenicamSource:
         """Pictures of a square, one for each software trigger."""
@@ -99,7 +131,7 @@ def gige(serial: str = "REB") -> Iterator[GigE]:
     with open(Path(tempfile.gettempdir()) / "reb-gige.lock", "w") as turn, interface("GigEVision"):
         fcntl.flock(turn, fcntl.LOCK_EX)
         camera = arv.arv_gv_fake_camera_new(ADDRESS.encode(), serial.encode())
-        shown = GigE(f"Aravis-Fake-{serial}", iter(()))
+        shown = GigE(f"Aravis-Fake-{serial}", iter(()), arv.arv_gv_fake_camera_get_fake_camera(camera))
 
         def fill(buffer: int, _data: int, _exposure: int, _gain: int, _format: int) -> None:
             picture = next(shown.pictures)
@@ -112,7 +144,7 @@ def gige(serial: str = "REB") -> Iterator[GigE]:
         try:
             if not arv.arv_gv_fake_camera_is_running(camera):
                 pytest.skip("no GigE Vision camera could be started on 127.0.0.1: is UDP port 3956 in use?")
-            arv.arv_fake_camera_set_fill_pattern(arv.arv_gv_fake_camera_get_fake_camera(camera), callback, None)
+            arv.arv_fake_camera_set_fill_pattern(shown.fake_camera, callback, None)
             yield shown
             _found.add(shown.id)
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +16,8 @@ from edge.device import DeviceLostError, Grab, TornFrameError
 from edge.genicam import GenicamDevice, to_rgb
 from edge.live import LiveCamera
 from edge.sections import CameraTrigger, GenicamSource, Region, WhiteBalance
-from edge.verdict import Arrival, Frame
-from tests.fake_aravis import IN_LIBRARY, GigE, gige, interface, trigger
+from edge.verdict import Arrival, Frame, Missing
+from tests.fake_aravis import IN_LIBRARY, GigE, described, description, gige, interface, trigger
 from tests.fakes import FakeClock, flat, textured
 
 
@@ -184,6 +185,74 @@ def test_a_hardware_trigger_is_set_and_read_back_and_without_one_the_camera_runs
     device.close()
 
 
+# what a colour camera of today has beside the fake one's features, in GenICam's words
+COLOUR = """
+<Enumeration Name="BalanceWhiteAuto"><EnumEntry Name="Off"><Value>0</Value></EnumEntry>
+  <EnumEntry Name="Continuous"><Value>1</Value></EnumEntry><pValue>BalanceWhiteAutoRegister</pValue></Enumeration>
+<Enumeration Name="BalanceRatioSelector"><EnumEntry Name="Red"><Value>0</Value></EnumEntry>
+  <EnumEntry Name="Blue"><Value>1</Value></EnumEntry><pValue>BalanceRatioSelectorRegister</pValue></Enumeration>
+<Float Name="BalanceRatio"><pValue>BalanceRatioConverter</pValue><Min>0.5</Min><Max>4</Max></Float>
+<Converter Name="BalanceRatioConverter"><FormulaTo>FROM * 256</FormulaTo><FormulaFrom>TO / 256.0</FormulaFrom>
+  <pValue>BalanceRatioRegister</pValue></Converter>
+"""
+REGISTER = """
+<IntReg Name="{name}Register"><Address>{address}</Address>{index}<Length>4</Length><AccessMode>RW</AccessMode>
+  <pPort>Device</pPort><Sign>Unsigned</Sign><Endianess>BigEndian</Endianess></IntReg>
+"""
+
+
+@pytest.fixture
+def colour_camera(tmp_path: Path) -> Iterator[None]:
+    """The camera inside the library with a white balance, and a trigger that takes both edges."""
+    with interface("Fake"):
+        both = '<EnumEntry Name="RisingEdge" NameSpace="Standard">\n\t\t\t<Value>0</Value>\n\t\t</EnumEntry>'
+        xml = description()
+        assert both in xml
+        xml = xml.replace(both, both + '<EnumEntry Name="FallingEdge"><Value>1</Value></EnumEntry>')
+        by_selector = '<pIndex Offset="4">BalanceRatioSelectorRegister</pIndex>'
+        registers = [
+            REGISTER.format(name="BalanceWhiteAuto", address="0x400", index=""),
+            REGISTER.format(name="BalanceRatioSelector", address="0x404", index=""),
+            REGISTER.format(name="BalanceRatio", address="0x410", index=by_selector),
+        ]
+        path = tmp_path / "colour.xml"
+        path.write_text(xml.replace("</RegisterDescription>", COLOUR + "".join(registers) + "</RegisterDescription>"))
+        with described(path):
+            yield
+
+
+@pytest.mark.usefixtures("colour_camera")
+def test_white_balance_is_fixed_and_each_colour_has_its_own_gain() -> None:
+    wanted = source(white_balance={"red": 1.5, "blue": 2.25})
+    device = GenicamDevice(wanted, SystemClock())
+    device.open()
+    device._opened().set_text("BalanceWhiteAuto", "Continuous")
+    settings = device.apply(wanted)
+    got = {setting.name: setting.got for setting in settings}
+    assert got == {"automatic white balance": "Off", "white_balance.red": 1.5, "white_balance.blue": 2.25}
+    assert [setting.fault for setting in settings] == [None] * 3
+    device._opened().set_text("BalanceRatioSelector", "Red")
+    assert device._opened().call("get_float", b"BalanceRatio") == 1.5  # and the second did not overwrite the first
+    device.close()
+
+
+@pytest.mark.usefixtures("colour_camera")
+def test_a_white_balance_without_gains_is_fixed_as_it_is() -> None:
+    device = GenicamDevice(source(white_balance={}), SystemClock())
+    device.open()
+    assert [(setting.name, setting.got) for setting in device.apply(device._source)] == [("automatic white balance", "Off")]
+    device.close()
+
+
+@pytest.mark.usefixtures("colour_camera")
+def test_a_falling_edge_is_set_where_the_camera_has_it() -> None:
+    wanted = source(trigger={"edge": "falling"})
+    device = GenicamDevice(wanted, SystemClock())
+    device.open()
+    assert ("TriggerActivation", "FallingEdge") in [(setting.name, setting.got) for setting in device.apply(wanted)]
+    device.close()
+
+
 @pytest.mark.usefixtures("in_library")
 def test_a_free_running_camera_gives_pictures_with_its_own_times() -> None:
     device = started(source(frame_rate=100.0, region={"width": 64, "height": 64}))
@@ -274,6 +343,37 @@ def test_an_incomplete_buffer_is_a_torn_frame_and_the_next_one_is_whole(fake: Gi
     trigger(device)
     np.testing.assert_array_equal(taken(device).image, textured(1))
     device.close()
+
+
+def test_a_picture_of_which_only_a_part_fits_its_buffer_is_torn(fake: GigE, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = aravis.Camera.call
+
+    def half(camera: aravis.Camera, name: str, *arguments: object) -> object:
+        got = call(camera, name, *arguments)
+        return got // 2 if name == "get_payload" else got
+
+    monkeypatch.setattr(aravis.Camera, "call", half)
+    device = started(fake.source())
+    fake.show(textured(1))
+    trigger(device)
+    with pytest.raises(TornFrameError, match="6144 bytes of RGB8, expected 12288 for 64 x 64 pixels"):
+        taken(device)  # which the library calls a success
+    device.close()
+
+
+def test_a_camera_that_changes_its_width_is_at_fault(fake: GigE) -> None:
+    device = fake.device()
+    camera = LiveCamera(device, fake.source(), SystemClock())
+    frames = camera.frames()
+    fake.show(*(textured(seed) for seed in range(3)))
+    trigger(device)
+    assert isinstance(next(frames), Frame)
+    fake.widen(32)  # its buffers hold more than that, and are whole
+    trigger(device)
+    arrival = next(frames)
+    assert isinstance(arrival, Missing)
+    assert "frame of 32 x 64 pixels, expected 64 x 64" in arrival.reason
+    camera.close()
 
 
 def test_buffers_are_given_back_however_many_pictures_come(fake: GigE) -> None:

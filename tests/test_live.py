@@ -20,6 +20,7 @@ from edge.opencv_device import V4l2Device
 from edge.sections import CameraSource, LiveSource, Region
 from edge.verdict import Arrival, Frame, Missing
 from engines.images import Image
+from tests.fake_aravis import gige, trigger
 from tests.fake_device import FakeCapture, FakeDevice
 from tests.fakes import FakeClock, flat, textured
 
@@ -46,24 +47,40 @@ class Rig:
         return next(self.frames)
 
 
-def device_rig() -> Rig:
+def device_rig(closing: contextlib.ExitStack) -> Rig:
     device = FakeDevice(SystemClock())
     return Rig(LiveCamera(device, LiveSource(timeout_ms=30_000), SystemClock()), device.feed)
 
 
-def v4l2_rig() -> Rig:
+def v4l2_rig(closing: contextlib.ExitStack) -> Rig:
     capture = FakeCapture()
     source = CameraSource(kind="camera", device=0, timeout_ms=30_000)
     device = V4l2Device(source, SystemClock(), lambda *arguments: cast("cv2.VideoCapture", capture))
     return Rig(LiveCamera(device, source, SystemClock()), capture.feed)
 
 
+def gige_rig(closing: contextlib.ExitStack) -> Rig:
+    fake = closing.enter_context(gige())
+    device = fake.device()
+    camera = LiveCamera(device, fake.source(), SystemClock())
+
+    def feed(picture: Image) -> None:
+        fake.show(picture)
+        trigger(device)
+
+    return Rig(camera, feed)
+
+
 @pytest.fixture(params=[device_rig, v4l2_rig])
 def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
     """Over the fake device, and over a stand-in for OpenCV's capture."""
-    made: Rig = request.param()
-    yield made
-    made.camera.close()
+    with contextlib.ExitStack() as closing:
+        made: Rig = request.param(closing)
+        closing.callback(made.camera.close)
+        yield made
+
+
+any_rig = pytest.mark.parametrize("rig", [device_rig, v4l2_rig, gige_rig], indirect=True)
 
 
 def grey_of(arrival: Arrival) -> int:
@@ -92,6 +109,7 @@ def test_a_deadline_counts_from_the_capture_not_from_the_taking(rig: Rig) -> Non
     assert before <= arrival.trigger_ns == arrival.captured_ns <= fed
 
 
+@any_rig
 def test_a_frozen_camera_gives_missing_parts_until_it_moves(rig: Rig) -> None:
     arrivals = [rig.give(flat(grey)) for grey in (11, 11, 11, 12, 11)]
     assert [type(arrival) for arrival in arrivals] == [Frame, Missing, Missing, Frame, Frame]
@@ -99,10 +117,17 @@ def test_a_frozen_camera_gives_missing_parts_until_it_moves(rig: Rig) -> None:
     assert "frozen" in reason_of(arrivals[1])
 
 
-def test_black_saturated_and_resized_pictures_are_missing_parts(rig: Rig) -> None:
+@any_rig
+def test_black_and_saturated_pictures_are_missing_parts(rig: Rig) -> None:
     assert isinstance(rig.give(textured(1)), Frame)
     assert reason_of(rig.give(flat(0))).startswith("black")
     assert reason_of(rig.give(flat(255))).startswith("saturated")
+    assert isinstance(rig.give(textured(3)), Frame)
+    assert rig.camera.healthy
+
+
+def test_a_picture_of_another_size_is_a_missing_part(rig: Rig) -> None:
+    assert isinstance(rig.give(textured(1)), Frame)
     assert reason_of(rig.give(textured(2, (64, 32)))).startswith("frame of 32 x 64 pixels, expected 64 x 64")
     assert isinstance(rig.give(textured(3)), Frame)
     assert rig.camera.healthy

@@ -24,19 +24,19 @@ class Source:
 
 
 class Camera:
-    """Frames with these times; None is a part without a picture."""
+    """Frames with these times; a negative one is that of a part without a picture."""
 
     healthy = True
     status = ""
 
-    def __init__(self, captured_ns: list[int | None]) -> None:
+    def __init__(self, captured_ns: list[int]) -> None:
         self._captured_ns = captured_ns
         self.closed = 0
 
     def frames(self) -> Iterator[Arrival]:
         for index, at_ns in enumerate(self._captured_ns, start=1):
-            if at_ns is None:
-                yield Missing(index, 0, str(index), "frozen")
+            if at_ns < 0:
+                yield Missing(index, -at_ns, str(index), "frozen")
             else:
                 yield Frame(flat(index), index, at_ns, at_ns, str(index))
 
@@ -62,8 +62,21 @@ def test_a_part_whose_frame_came_after_the_next_trigger_has_none() -> None:
 
 
 def test_a_part_without_a_picture_keeps_its_reason() -> None:
-    (arrival,) = TriggeredCamera(Camera([None]), Source([(7, 10), (8, 20)])).frames()
+    (arrival,) = TriggeredCamera(Camera([-15]), Source([(7, 10), (8, 20)])).frames()
     assert arrival == Missing(7, 10, "1", "frozen")
+
+
+def test_a_bad_frame_of_before_the_trigger_is_not_the_parts() -> None:
+    frames = TriggeredCamera(Camera([-5, -9, 12, -19, -20]), Source([(1, 10), (2, 20), (3, 30)])).frames()
+    assert seen(frames) == [(1, 10, "3", True), (2, 20, "5", False)]
+
+
+def test_it_is_as_healthy_as_its_camera() -> None:
+    camera = Camera([])
+    joined = TriggeredCamera(camera, Source([]))
+    assert (joined.healthy, joined.status) == (True, "")
+    camera.healthy, camera.status = False, "unplugged"
+    assert (joined.healthy, joined.status) == (False, "unplugged")
 
 
 def test_closing_closes_the_camera() -> None:
