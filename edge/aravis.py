@@ -66,14 +66,18 @@ _PLAIN: dict[str, tuple[Any, list[Any]]] = {
     "arv_buffer_new_allocate": (_Pointer, [ctypes.c_size_t]),
     "arv_buffer_get_status": (_Int, [_Pointer]),
     "arv_buffer_get_timestamp": (_Long, [_Pointer]),
-    "arv_buffer_get_image_data": (_Pointer, [_Pointer, ctypes.POINTER(ctypes.c_size_t)]),
+    "arv_buffer_get_data": (_Pointer, [_Pointer, ctypes.POINTER(ctypes.c_size_t)]),
     "arv_buffer_get_image_width": (_Int, [_Pointer]),
     "arv_buffer_get_image_height": (_Int, [_Pointer]),
-    "arv_buffer_get_image_padding": (None, [_Pointer, _Ints, _Ints]),
     "arv_stream_push_buffer": (None, [_Pointer, _Pointer]),
     "arv_stream_timeout_pop_buffer": (_Pointer, [_Pointer, _Long]),
     "arv_stream_get_statistics": (None, [_Pointer, _Longs, _Longs, _Longs]),
     "arv_gv_stream_get_statistics": (None, [_Pointer, _Longs, _Longs]),
+}
+# of 0.8.23 and 0.8.25; JetPack 6 has 0.8.20
+_NEWER: dict[str, tuple[Any, list[Any]]] = {
+    "arv_buffer_get_image_padding": (None, [_Pointer, _Ints, _Ints]),
+    "arv_buffer_get_image_data": (_Pointer, [_Pointer, ctypes.POINTER(ctypes.c_size_t)]),
 }
 _CHECKED: dict[str, tuple[Any, list[Any]]] = {
     "arv_camera_new": (_Pointer, [_Text]),
@@ -116,17 +120,18 @@ _CHECKED: dict[str, tuple[Any, list[Any]]] = {
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The library, with its functions' types. Raises StationError where it is not installed."""
+    """The library, with its functions' types. Raises StationError where it is not installed, or too old."""
     try:
         loaded = ctypes.CDLL(_LIBRARY)
     except OSError:
         raise StationError(f"Aravis is not installed ({_LIBRARY}); run: apt install libaravis-0.8-0") from None
-    for name, (result, arguments) in _PLAIN.items():
-        function = getattr(loaded, name)
-        function.restype, function.argtypes = result, arguments
-    for name, (result, arguments) in _CHECKED.items():
-        function = getattr(loaded, name)
-        function.restype, function.argtypes = result, [*arguments, _Errors]
+    checked = {name: (result, [*arguments, _Errors]) for name, (result, arguments) in _CHECKED.items()}
+    for name, (result, arguments) in (_PLAIN | checked | _NEWER).items():
+        function = getattr(loaded, name, None)
+        if function is not None:
+            function.restype, function.argtypes = result, arguments
+        elif name not in _NEWER:
+            raise StationError(f"Aravis is too old, since it has no {name}; install 0.8.16 or newer")
     return loaded
 
 
@@ -330,13 +335,16 @@ class Buffer:
 
     @property
     def padding(self) -> tuple[int, int]:
-        """Bytes after each row, and after the last one."""
+        """Bytes after each row, and after the last one; none where the library is too old to tell."""
         x, y = _Int(), _Int()
-        library().arv_buffer_get_image_padding(self._pointer, ctypes.byref(x), ctypes.byref(y))
+        ask = getattr(library(), "arv_buffer_get_image_padding", None)
+        if ask is not None:
+            ask(self._pointer, ctypes.byref(x), ctypes.byref(y))
         return x.value, y.value
 
     def data(self) -> bytes:
-        """A copy of the picture's bytes."""
+        """A copy of the picture's bytes. An older library gives all of the buffer, which begins with them."""
         size = ctypes.c_size_t()
-        address = library().arv_buffer_get_image_data(self._pointer, ctypes.byref(size))
+        get = getattr(library(), "arv_buffer_get_image_data", library().arv_buffer_get_data)
+        address = get(self._pointer, ctypes.byref(size))
         return b"" if address is None else ctypes.string_at(address, size.value)

@@ -47,7 +47,6 @@ def library() -> ctypes.CDLL:
     arv.arv_set_fake_camera_genicam_filename.argtypes = [ctypes.c_char_p]
     arv.arv_device_get_genicam_xml.restype = pointer
     arv.arv_device_get_genicam_xml.argtypes = [pointer, ctypes.POINTER(ctypes.c_size_t)]
-    arv.arv_buffer_get_data.restype, arv.arv_buffer_get_data.argtypes = pointer, [pointer, pointer]
     return arv
 
 

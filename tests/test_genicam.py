@@ -294,6 +294,16 @@ def test_where_aravis_is_not_installed_the_start_is_refused_with_what_to_install
         aravis.library.cache_clear()
 
 
+def test_a_library_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(aravis._PLAIN, "arv_of_tomorrow", (None, []))
+    aravis.library.cache_clear()
+    try:
+        with pytest.raises(StationError, match=r"(too old, since it has no arv_of_tomorrow; install|not installed)"):
+            aravis.find_cameras()
+    finally:
+        aravis.library.cache_clear()
+
+
 # pictures, over GigE Vision on this machine
 
 
@@ -305,6 +315,23 @@ def test_pictures_arrive_bit_for_bit(fake: GigE) -> None:
         trigger(device)
         np.testing.assert_array_equal(taken(device).image, picture)
     assert device.counts()["packets missing"] == 0
+    device.close()
+
+
+def test_jetpacks_older_library_gives_the_same_pictures(fake: GigE, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = aravis.library()
+
+    class Older:
+        def __getattr__(self, name: str) -> object:
+            if name in aravis._NEWER:
+                raise AttributeError(name)
+            return getattr(real, name)
+
+    monkeypatch.setattr(aravis, "library", Older)
+    device = started(fake.source())
+    fake.show(textured(5))
+    trigger(device)
+    np.testing.assert_array_equal(taken(device).image, textured(5))
     device.close()
 
 
