@@ -19,7 +19,6 @@ class DeviceClock:
     def __init__(self) -> None:
         self._differences: deque[int] = deque(maxlen=_WINDOW)
         self._device_ns = 0
-        self._given_ns = 0
 
     def captured_ns(self, device_ns: int, arrived_ns: int) -> int:
         """Monotonic time of a picture; its arrival where the camera has no clock, or set it back."""
@@ -29,5 +28,4 @@ class DeviceClock:
         if device_ns == 0:
             return arrived_ns
         self._differences.append(arrived_ns - device_ns)
-        self._given_ns = max(self._given_ns, device_ns + min(self._differences))
-        return min(self._given_ns, arrived_ns)
+        return device_ns + min(self._differences)
