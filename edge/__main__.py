@@ -175,7 +175,8 @@ def _preview(config: StationConfig, path: Path, seconds: float | None) -> int:
         return console.NO
     image = watched.last.image
     limits = LiveSource() if isinstance(source, FolderSource) else source
-    black, saturated = limits.black_level or BLACK, limits.saturated_level or SATURATED
+    black = BLACK if limits.black_level is None else limits.black_level
+    saturated = SATURATED if limits.saturated_level is None else limits.saturated_level
     figures = measure(image, black, saturated)
     write_file(path, encode_png(image))
     console.say(f"{watched.last.source}: {figures.size[0]} x {figures.size[1]} pixels, written to {path}")

@@ -79,6 +79,7 @@ class LiveCamera:
         self._thread = threading.Thread(target=self._run, name=f"camera {device.name}", daemon=True)
         self._thread.start()
         if not self._opened.wait(_OPEN_S):
+            self._stopping = True
             raise StationError(
                 f"camera {device.name}: not open after {_OPEN_S:g} s; check the driver, the cable and the address"
             )

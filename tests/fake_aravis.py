@@ -109,8 +109,15 @@ class GigE:
 
     def source(self, pixel_format: str = "RGB8", side: int = 64) -> GenicamSource:
         """Pictures of a square, one for each software trigger."""
-        region = Region(width=side, height=side)
-        return GenicamSource(kind="genicam", device=self.id, pixel_format=pixel_format, trigger=SOFTWARE, region=region)
+        return GenicamSource(
+            kind="genicam",
+            device=self.id,
+            pixel_format=pixel_format,
+            trigger=SOFTWARE,
+            region=Region(width=side, height=side),
+            timeout_ms=30_000,
+            stale_ms=30_000,
+        )
 
     def device(self) -> GenicamDevice:
         """What opens it."""

@@ -25,6 +25,7 @@ from tests.fake_device import FakeCapture, FakeDevice
 from tests.fakes import FakeCamera, FakeClock, flat, textured, write_pictures
 
 MS = 10**6
+PATIENT = {"timeout_ms": 30_000, "stale_ms": 30_000}  # a busy machine fails nothing
 RED, GREEN, BLUE = (220, 30, 40), (20, 200, 60), (30, 40, 210)
 PICTURES = [flat(colour) for colour in (RED, GREEN, BLUE)]
 
@@ -75,19 +76,19 @@ def video_source(tmp_path: Path, closing: contextlib.ExitStack) -> Source:
 
 def device_source(tmp_path: Path, closing: contextlib.ExitStack) -> Source:
     device = FakeDevice(SystemClock())
-    camera = LiveCamera(device, LiveSource(), SystemClock())
+    camera = LiveCamera(device, LiveSource(**PATIENT), SystemClock())
     return Source(camera, SystemClock().now_ns, lambda index: device.feed(PICTURES[index]))
 
 
 def v4l2_source(tmp_path: Path, closing: contextlib.ExitStack) -> Source:
     capture = FakeCapture()
-    source = CameraSource(kind="camera", device=0)
+    source = CameraSource(kind="camera", device=0, **PATIENT)
     device = V4l2Device(source, SystemClock(), lambda *arguments: cast("cv2.VideoCapture", capture))
     return Source(LiveCamera(device, source, SystemClock()), SystemClock().now_ns, lambda index: capture.feed(PICTURES[index]))
 
 
 def film_source(tmp_path: Path, closing: contextlib.ExitStack) -> Source:
-    source = CameraSource(kind="camera", device=str(write_video(tmp_path / "parts.avi", PICTURES)))
+    source = CameraSource(kind="camera", device=str(write_video(tmp_path / "parts.avi", PICTURES)), **PATIENT)
     camera = LiveCamera(opencv_device(source, SystemClock()), source, SystemClock(), parts_by_trigger=True)
     with camera._news:  # its few pictures are held until they are asked for
         assert camera._news.wait_for(lambda: len(camera._held) == len(PICTURES), 30)

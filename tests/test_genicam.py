@@ -447,7 +447,7 @@ def test_a_camera_that_went_away_and_came_back_delivers_again() -> None:
         device="Aravis-Fake-REB",
         pixel_format="RGB8",
         region=Region(width=64, height=64),
-        timeout_ms=400,
+        timeout_ms=1500,
         stale_ms=30_000,
     )
     with gige() as first:

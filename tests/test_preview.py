@@ -133,7 +133,7 @@ def test_preview_writes_the_first_frame_of_a_replay(tmp_path: Path, capsys: pyte
 
 def test_preview_of_a_live_film_shows_the_last_frame_and_the_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_video(tmp_path / "line.avi", [textured(seed) for seed in range(40)])
-    assert preview(tmp_path, f"kind: camera, device: {path}, rotation: 90", "--seconds", "0.2") in (0, 1)
+    assert preview(tmp_path, f"kind: camera, device: {path}, rotation: 90", "--seconds", "0.2") == 0
     assert " frames in " in capsys.readouterr().out
     assert read_image(tmp_path / "out.png").shape == (64, 64, 3)
 
