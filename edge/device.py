@@ -29,8 +29,7 @@ class Grab:
 
     Attributes:
         image: uint8 RGB (h, w, 3), the caller's own.
-        captured_ns: monotonic; never before the end of the exposure began to be read out where the device can tell, else
-            when the picture arrived.
+        captured_ns: monotonic; the end of the exposure as nearly as the device can tell, and never after the picture came.
     """
 
     image: Image

@@ -179,8 +179,13 @@ def test_a_hardware_trigger_is_set_and_read_back_and_without_one_the_camera_runs
     assert device.triggered
     got = [(setting.name, setting.got) for setting in device.apply(wanted)]
     assert got == [("TriggerMode", "On"), ("TriggerSource", "Line0"), ("TriggerActivation", "RisingEdge")]
-    device._source = source()
+    assert taken(device).image.shape == (512, 512, 3)  # the fake one has a signal of 25 Hz at its input
+    device.close()
+    device = GenicamDevice(source(), SystemClock())
+    device.open()
+    device._opened().set_text("TriggerMode", "On")  # as another program left it
     device.apply(source())
+    assert not device.triggered
     assert device._opened().get_text("TriggerMode") == "Off"
     device.close()
 

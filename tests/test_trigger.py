@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
+from edge.live import LiveCamera
+from edge.sections import LiveSource
 from edge.trigger import TriggeredCamera
 from edge.verdict import Arrival, Frame, Missing
-from tests.fakes import flat
+from tests.fake_device import FakeDevice
+from tests.fakes import FakeClock, flat
 
 
 class Source:
@@ -83,3 +86,41 @@ def test_closing_closes_the_camera() -> None:
     camera = Camera([])
     TriggeredCamera(camera, Source([])).close()
     assert camera.closed == 1
+
+
+def test_a_live_camera_gives_each_part_its_own_frame_and_a_part_that_it_was_lost_for_none() -> None:
+    clock = FakeClock()
+    device = FakeDevice(clock)
+    live = LiveCamera(device, LiveSource(), clock, parts_by_trigger=True)
+    source = Source([])
+    frames = TriggeredCamera(live, source).frames()
+
+    def trigger(part: int) -> None:
+        source.triggers.append((part, clock.now_ns()))
+        clock.advance_ms(5)
+
+    device.feed(flat(11))  # before any part
+    clock.advance_ms(20)
+    trigger(1)
+    device.feed(flat(12), flat(13))  # the station is slow to ask; the first after the trigger is the part's
+    clock.advance_ms(20)
+    device.feed(flat(14))
+    assert grey_of(next(frames)) == 12
+    device.hang()
+    clock.advance_ms(2001)
+    trigger(2)
+    lost = next(frames)
+    assert isinstance(lost, Missing)
+    assert (lost.part, lost.reason) == (2, "camera fake: no new frame for 2 s")
+    device.let_go()
+    device.feed(flat(15))  # it was opened again
+    clock.advance_ms(20)
+    trigger(3)
+    device.feed(flat(16))
+    assert grey_of(next(frames)) == 16
+    live.close()
+
+
+def grey_of(arrival: Arrival) -> int:
+    assert isinstance(arrival, Frame)
+    return int(arrival.image[0, 0, 0])
