@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 done, 1 a part was a FAULT, the check found faults or the journal is broken, 2 bad input, 130 interrupted.
     """
     cv2.setNumThreads(1)  # the cores belong to the network and the search
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # a camera that does not open is told in our words
     parser = argparse.ArgumentParser(prog="edge", description="Judge every part that passes a camera.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     replay = commands.add_parser("replay", help="judge the images of a folder or a video, in order")

@@ -84,6 +84,7 @@ class LiveCamera:
                 f"camera {device.name}: not open after {_OPEN_S:g} s; check the driver, the cable and the address"
             )
         if self._failure is not None:
+            self._thread.join(_OPEN_S)  # a process that ends while OpenCV releases a device is aborted
             raise self._failure
 
     @property

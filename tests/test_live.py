@@ -388,6 +388,23 @@ def test_a_camera_that_does_not_open_at_the_start_is_refused(clock: FakeClock) -
     assert len(device.opened_ns) == 1
 
 
+def test_a_refused_start_leaves_no_thread_behind(clock: FakeClock) -> None:
+    # OpenCV aborts a process that ends while another thread is inside it
+    device = FakeDevice(clock)
+    device.refusals = [DeviceLostError("not there")]
+    released = threading.Event()
+    close = device.close
+
+    def slow_close() -> None:
+        released.wait(0.2)
+        close()
+
+    device.close = slow_close  # type: ignore[method-assign]
+    with pytest.raises(StationError):
+        LiveCamera(device, LiveSource(), clock)
+    assert device.closed_by == ["camera fake"]
+
+
 def test_a_driver_that_fails_to_let_go_does_not_end_the_run(clock: FakeClock) -> None:
     device = FakeDevice(clock)
 

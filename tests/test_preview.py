@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from engines.images import read_image
 from tests.fake_aravis import gige, interface
 from tests.fakes import FakeCamera, FakeClock, flat, textured, write_pictures
 from tests.test_camera import write_video
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_focus_is_the_variance_of_the_laplacian() -> None:
@@ -180,6 +184,15 @@ def test_preview_of_what_cannot_be_opened_is_bad_input(
 ) -> None:
     assert preview(tmp_path, source) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("device", ["/dev/no-such", "http://127.0.0.1:9/no-such"])
+def test_a_process_whose_camera_does_not_open_ends_with_two_and_one_line(tmp_path: Path, device: str) -> None:
+    path = configured(tmp_path, f'kind: camera, device: "{device}"')
+    command = [sys.executable, "-m", "edge", "camera", "--config", str(path), "--preview", str(tmp_path / "out.png")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1].startswith(f"error: camera {device}: OpenCV cannot open it")
 
 
 def test_preview_needs_a_configuration_and_a_name_of_a_png(capsys: pytest.CaptureFixture[str]) -> None:
