@@ -1,15 +1,16 @@
-"""The edge door: `python -m edge replay|run|check|camera|lines|pulse|audit|export`."""
+"""The edge door: `python -m edge replay|run|check|camera|empty|lines|pulse|audit|export`."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import math
 import re
 import select
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -25,14 +26,15 @@ from edge.frame_check import FrameCheck
 from edge.heads import read_heads
 from edge.lines import OUTPUTS, describe_line, open_lines
 from edge.live import LiveCamera
+from edge.presence import learn_empty
 from edge.preview import WAIT_S, genicam_devices, measure, video_devices, watch
 from edge.rejector import DryRunRejector, ProcessRejector
 from edge.run import open_camera, run_station
-from edge.sections import BLACK, SATURATED, DryRun, FolderSource, LiveSource, StationConfig
-from edge.verdict import Outcome
+from edge.sections import BLACK, SATURATED, DryRun, FolderSource, LiveSource, PresenceTrigger, StationConfig
+from edge.verdict import Missing, Outcome
 from engines import console
 from engines.atomic import write_file
-from engines.images import encode_png
+from engines.images import Image, encode_png
 from engines.options import add_running
 
 
@@ -63,6 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     check.add_argument("--config", required=True, type=Path, metavar="FILE")
     check.set_defaults(run=_check)
     _add_camera(commands)
+    empty = commands.add_parser("empty", help="learn the scene without a part, for a trigger of kind presence")
+    empty.add_argument("--config", required=True, type=Path, metavar="FILE")
+    empty.add_argument("--out", required=True, type=Path, metavar="FILE")
+    empty.add_argument("--frames", default=50, type=console.positive_int, help="default: %(default)d")
+    empty.set_defaults(run=_empty)
     lines = commands.add_parser("lines", help="show each line's level, and edges as they come")
     lines.add_argument("--config", required=True, type=Path, metavar="FILE")
     lines.add_argument("--seconds", type=console.positive_float, help="end after this time (default: at Ctrl-C)")
@@ -205,6 +212,29 @@ def _list_cameras() -> int:
     if not found:
         console.say("no camera found; check cable, power and permissions (CSI sensors are not listed: v4l2-ctl --list-devices)")
     return console.DONE if found else console.NO
+
+
+def _empty(arguments: argparse.Namespace) -> int:
+    config = load_config(arguments.config)
+    wanted = config.trigger
+    if not isinstance(wanted, PresenceTrigger):
+        raise StationError(f"{arguments.config}: the trigger is of kind {config.triggered.kind}, expected presence")
+    with contextlib.closing(open_camera(config)) as camera:
+        scene = learn_empty(_images(camera, arguments.frames), wanted.region, wanted.share)
+    scene.save(arguments.out)
+    least = math.ceil(wanted.share * scene.mean.size)
+    console.say(
+        f"learnt {scene.frames} frames, region {list(scene.region)}; a part changes {least} of {scene.mean.size} cells at least"
+    )
+    console.say(f"wrote {arguments.out}")
+    return console.DONE
+
+
+def _images(camera: Camera, count: int) -> Iterator[Image]:
+    for number, arrival in enumerate(itertools.islice(camera.frames(), count), start=1):
+        if isinstance(arrival, Missing):
+            raise StationError(f"frame {number} of the empty scene: {arrival.reason}")
+        yield arrival.image
 
 
 def _lines(arguments: argparse.Namespace) -> int:

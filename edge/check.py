@@ -12,12 +12,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calibration.record import Calibration, load_calibration, mismatches
+from edge.agreement import parse_address
 from edge.camera import Camera
 from edge.chain import last_head, open_for_reading
+from edge.commands import Handlers
 from edge.config import rejector_setup
+from edge.control import ControlServer, read_token
 from edge.evidence import stored
+from edge.intake import load_scene
 from edge.lines import describe_line, open_lines
-from edge.sections import EvidenceConfig, StationConfig
+from edge.scanner import open_serial
+from edge.sections import (
+    EvidenceConfig,
+    FilePartRef,
+    PresenceTrigger,
+    SerialPartRef,
+    SoftwareTrigger,
+    StationConfig,
+    TimerTrigger,
+)
 from engines import InspectionError
 from engines.bundle import load_bundle
 from engines.inspector import Inspector
@@ -71,7 +84,8 @@ def check_station(config: StationConfig, open_camera: Callable[[], Camera]) -> l
         checks.append(Check("source", config.source.kind))
     except InspectionError as error:
         checks.append(Check("source", config.source.kind, (str(error),)))
-    checks += [_check_lines(config), _check_journal(config.journal)]
+    checks += [_check_lines(config), _check_trigger(config), *_check_part_ref(config), *_check_control(config)]
+    checks.append(_check_journal(config.journal))
     if config.evidence is not None:
         checks.append(_check_evidence(config.evidence))
     return checks
@@ -141,6 +155,48 @@ def _check_lines(config: StationConfig) -> Check:
     except InspectionError as error:
         return Check("lines", setup.driver, (str(error),))
     return Check("lines", "; ".join(describe_line(spec) for spec in setup.lines))
+
+
+def _check_trigger(config: StationConfig) -> Check:
+    wanted = config.triggered
+    if isinstance(wanted, TimerTrigger):
+        return Check("trigger", f"a part each {wanted.period_ms:g} ms")
+    if isinstance(wanted, SoftwareTrigger):
+        return Check("trigger", f"by {' and '.join(wanted.by or ())}")
+    if not isinstance(wanted, PresenceTrigger):
+        return Check(
+            "trigger", "each edge of the line trigger" if wanted.kind == "line" else "each frame that the station takes"
+        )
+    try:
+        scene = load_scene(wanted)
+    except InspectionError as error:
+        return Check("trigger", "by presence", (str(error),))
+    return Check("trigger", f"what comes fully into view, empty scene of {scene.frames} frames, region {list(scene.region)}")
+
+
+def _check_part_ref(config: StationConfig) -> list[Check]:
+    wanted = config.part_ref
+    if wanted is None:
+        return []
+    if not isinstance(wanted, SerialPartRef):
+        where = f"file {wanted.path}" if isinstance(wanted, FilePartRef) else "POST /part_ref"
+        return [Check("part_ref", where)]
+    try:
+        os.close(open_serial(wanted.device, wanted.baud))
+    except InspectionError as error:
+        return [Check("part_ref", str(wanted.device), (str(error),))]
+    return [Check("part_ref", f"scanner at {wanted.device}, {wanted.baud} baud")]
+
+
+def _check_control(config: StationConfig) -> list[Check]:
+    if config.control is None:
+        return []
+    try:
+        token = None if config.control.token is None else read_token(config.control.token)
+        ControlServer(parse_address(config.control.address), Handlers(status=dict), token).close()
+    except InspectionError as error:
+        return [Check("control", config.control.address, (str(error),))]
+    return [Check("control", config.control.address)]
 
 
 def _check_journal(path: Path) -> Check:

@@ -10,10 +10,20 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from edge import StationError
+from edge.agreement import disagreements, place_control
 from edge.lines import OUTPUTS, LineSpec
 from edge.rejector_process import Setup
 from edge.schedule import Settings
-from edge.sections import DryRun, FolderSource, Gpio, Line, LinesSection, StationConfig
+from edge.sections import (
+    DryRun,
+    FilePartRef,
+    FolderSource,
+    Gpio,
+    Line,
+    LinesSection,
+    PresenceTrigger,
+    StationConfig,
+)
 
 
 class ConfigError(StationError):
@@ -59,6 +69,7 @@ def load_config(path: Path) -> StationConfig:
         rejector_setup(config)
     except StationError as error:
         faults.append(f"{path}:{_line_of(root, ['rejector'])}: {error}")
+    faults += [f"{path}:{_line_of(root, keys)}: {fault}" for keys, fault in disagreements(config)]
     if faults:
         raise ConfigError(faults)
     return _resolve(config, path.parent)
@@ -153,6 +164,12 @@ def _resolve(config: StationConfig, folder: Path) -> StationConfig:
         changes["source"] = config.source.model_copy(update={"path": folder / config.source.path})
     if isinstance(config.rejector, DryRun) and config.rejector.log is not None:
         changes["rejector"] = config.rejector.model_copy(update={"log": folder / config.rejector.log})
+    if isinstance(config.trigger, PresenceTrigger):
+        changes["trigger"] = config.trigger.model_copy(update={"empty": folder / config.trigger.empty})
+    if isinstance(config.part_ref, FilePartRef):
+        changes["part_ref"] = config.part_ref.model_copy(update={"path": folder / config.part_ref.path})
+    if config.control is not None:
+        changes["control"] = place_control(config.control, folder)
     return config.model_copy(update=changes)
 
 

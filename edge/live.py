@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -100,11 +101,16 @@ class LiveCamera:
         return self._status
 
     def frames(self) -> Iterator[Arrival]:
-        """Arrivals, numbered from 1. Raises StationError for what opening again cannot mend; a lost camera is waited for."""
-        part = 0
-        while True:
-            captured_ns, picture = self._take()
-            part += 1
+        """Arrivals, numbered from 1, until it is closed. A lost camera is waited for.
+
+        Raises:
+            StationError: for what opening again cannot mend.
+        """
+        for part in itertools.count(1):
+            taken = self._take()
+            if taken is None:
+                return
+            captured_ns, picture = taken
             if isinstance(picture, str):
                 yield Missing(part, captured_ns, self._device.name, picture)
             elif (age_ms := (self._clock.now_ns() - captured_ns) / 1e6) > self._source.stale_ms and not self._parts_by_trigger:
@@ -118,9 +124,9 @@ class LiveCamera:
         self._stopping = True
         self._thread.join(timeout=self._source.timeout_ms / 1e3)
 
-    def _take(self) -> tuple[int, Image | str]:
+    def _take(self) -> tuple[int, Image | str] | None:
         begun_ns = self._clock.now_ns()
-        while True:
+        while not self._stopping:
             with self._news:
                 if not self._held and self._failure is None:
                     self._news.wait(SLICE_S)
@@ -135,6 +141,7 @@ class LiveCamera:
                 if now_ns - begun_ns >= self._timeout_ns:
                     return now_ns, self._silence()
             self._beat()
+        return None
 
     def _silent_ns(self) -> int:
         return self._clock.now_ns() - self._alive_ns

@@ -7,7 +7,7 @@ import datetime
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from calibration.record import Calibration
 from edge import StationError
@@ -18,14 +18,24 @@ from edge.device import Device
 from edge.evidence import Choice, EvidenceFolder
 from edge.genicam import GenicamDevice
 from edge.heads import HeadKeeper
+from edge.intake import Intake, looks_aside
 from edge.journal import SqliteJournal
 from edge.live import LiveCamera
 from edge.opencv_device import CsiDevice, opencv_device
 from edge.rejector import ProcessRejector, Rejector
 from edge.schedule import Count
-from edge.sections import AnyLive, CsiSource, DryRun, FolderSource, GenicamSource, Gpio, StationConfig
+from edge.sections import (
+    AnyLive,
+    CsiSource,
+    DryRun,
+    FolderSource,
+    GenicamSource,
+    LineTrigger,
+    SoftwareTrigger,
+    StationConfig,
+    TimerTrigger,
+)
 from edge.station import Station, Statistics
-from edge.trigger import TriggeredCamera
 from edge.verdict import Outcome, Verdict
 from edge.worker import InspectorThread
 from engines import __version__, console
@@ -38,12 +48,12 @@ def run_station(config: StationConfig, calibration: Calibration, open_rejector: 
     bundle = load_bundle(config.bundle)
 
     def beat() -> None:  # while the station waits for a score or a frame, which it does once the rejector is there
-        rejector.beat()
+        intake.rejector.beat()
 
     with contextlib.ExitStack() as closing:  # from the last to the first, each even where another fails: the line first
         scorer = InspectorThread(lambda: _open_trusted(bundle, config, calibration), beat)
         closing.callback(scorer.close)
-        camera = open_camera(config, beat)
+        camera = open_camera(config) if looks_aside(config) else open_camera(config, beat)
         closing.callback(camera.close)
         heads = HeadKeeper(config.journal_heads, console.say, console.warn)
         closing.callback(heads.close)
@@ -55,8 +65,8 @@ def run_station(config: StationConfig, calibration: Calibration, open_rejector: 
             closing.callback(evidence.close)
         rejector = open_rejector()
         closing.callback(rejector.close)
-        if isinstance(rejector, ProcessRejector) and not rejector.announced:
-            camera = TriggeredCamera(camera, rejector)
+        intake = Intake(config, camera, rejector, beat, journal.later)
+        closing.callback(intake.close)
         journal.event("started", {"version": __version__, "station": config.station, "calibration": calibration.model_dump()})
         heads.note(journal.head, due=True)
         console.say(
@@ -66,20 +76,22 @@ def run_station(config: StationConfig, calibration: Calibration, open_rejector: 
         station = Station(
             scorer=scorer,
             threshold=calibration.threshold,
-            rejector=rejector,
+            rejector=intake.rejector,
             journal=journal,
             clock=SystemClock(),
             deadline_ms=config.deadline_ms,
             evidence=evidence,
         )
+        intake.serve(lambda: _status(config, calibration, station, intake))
 
         def tell(verdict: Verdict) -> None:
             _print_verdict(verdict)
+            intake.tell(verdict)
             heads.note(journal.head)
 
         begun = time.monotonic()
         try:
-            station.run(camera, tell)
+            station.run(intake.camera, tell)
             if isinstance(rejector, ProcessRejector):
                 rejector.drain()
             reason = "end of the source"
@@ -88,16 +100,21 @@ def run_station(config: StationConfig, calibration: Calibration, open_rejector: 
             raise
         finally:
             did = _end_process(rejector)
-            journal.event("stopped", {"parts": station.statistics.parts, "reason": reason, **did})
+            intake.close()
+            came = intake.counts()
+            journal.event("stopped", {"parts": station.statistics.parts, "reason": reason, "intake": came, **did})
             _print_statistics(station.statistics, time.monotonic() - begun)
-            if did:
-                console.say("rejector: " + ", ".join(f"{name} {count}" for name, count in did["rejector"].items()))
+            _print_counts({f"trigger by {config.triggered.kind}": came, **did})
     if evidence is not None:
-        counts = evidence.counts
-        lost = f"{counts.dropped} dropped, {counts.no_room} without room, {counts.failed} failed, {counts.deleted} deleted"
-        console.say(f"wrote {counts.written} pictures to {evidence.folder}; {lost}")
+        _print_evidence(evidence)
     console.say(f"wrote {config.journal}")
     return console.NO if station.statistics.outcomes[Outcome.FAULT] > 0 else console.DONE
+
+
+def _status(config: StationConfig, calibration: Calibration, station: Station, intake: Intake) -> dict[str, object]:
+    outcomes = {outcome.value: station.statistics.outcomes[outcome] for outcome in Outcome}
+    parts = {"station": config.station, "recipe": calibration.recipe, "parts": sum(outcomes.values()), "outcomes": outcomes}
+    return {**parts, "trigger": config.triggered.kind, "intake": intake.counts()}
 
 
 def _close_journal(journal: SqliteJournal, heads: HeadKeeper) -> None:
@@ -132,7 +149,7 @@ def _open_trusted(bundle: Bundle, config: StationConfig, calibration: Calibratio
 def open_camera(config: StationConfig, beat: Callable[[], None] = lambda: None) -> Camera:
     source = config.source
     if not isinstance(source, FolderSource):
-        by_trigger = isinstance(config.rejector, Gpio) and config.rejector.lines.trigger is not None
+        by_trigger = isinstance(config.triggered, (LineTrigger, SoftwareTrigger, TimerTrigger))
         return open_live(source, beat, parts_by_trigger=by_trigger)
     clock = SystemClock(beat)
     period_ns = 0 if source.fps is None else round(1e9 / source.fps)
@@ -167,6 +184,18 @@ def _end_process(rejector: Rejector) -> dict[str, dict[str, int]]:
         return {}
     rejector.close()
     return {"rejector": {count.name.lower(): rejector.counts[count] for count in Count if rejector.counts[count] > 0}}
+
+
+def _print_counts(counts: Mapping[str, Mapping[str, int]]) -> None:
+    for of, by_name in counts.items():
+        if by_name:
+            console.say(f"{of}: " + ", ".join(f"{name} {count}" for name, count in by_name.items()))
+
+
+def _print_evidence(evidence: EvidenceFolder) -> None:
+    counts = evidence.counts
+    lost = f"{counts.dropped} dropped, {counts.no_room} without room, {counts.failed} failed, {counts.deleted} deleted"
+    console.say(f"wrote {counts.written} pictures to {evidence.folder}; {lost}")
 
 
 def _print_verdict(verdict: Verdict) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
 
 from engines.bundle import Precision
 
@@ -201,6 +201,97 @@ class EvidenceConfig(Section):
     """Pictures that may wait in memory to be written; further ones are dropped."""
 
 
+class LineTrigger(Section):
+    """Each edge of the rejector's line `trigger` is a part."""
+
+    kind: Literal["line"]
+    waiting: CountFromOne = 8
+    """Parts that may wait to be judged; further ones are FAULTs. So below."""
+
+
+class FrameTrigger(Section):
+    """Each frame that the station takes is a part."""
+
+    kind: Literal["frame"]
+
+
+class SoftwareTrigger(Section):
+    """Each POST to `/trigger`, or each line of standard input, is a part."""
+
+    kind: Literal["software"]
+    by: Annotated[tuple[Literal["http", "stdin"], ...], Field(min_length=1)] | None = None
+    """None: `http` where there is a section `control`, `stdin` otherwise."""
+    waiting: CountFromOne = 8
+
+
+class TimerTrigger(Section):
+    """A part each period."""
+
+    kind: Literal["timer"]
+    period_ms: PositiveNumber
+
+
+Side = Literal["any", "left", "right", "top", "bottom"]
+
+
+class PresenceTrigger(Section):
+    """A part each time that something comes fully into view before an empty scene, which `edge empty` learnt."""
+
+    kind: Literal["presence"]
+    empty: Path
+    region: tuple[CountFromZero, CountFromZero, CountFromOne, CountFromOne] | None = None
+    """x, y, width, height in source pixels; none: the whole frame."""
+    enters: Side = "any"
+    """Where parts come from; with a side, one may come in before the one before it left."""
+    share: Annotated[float, Field(gt=0, lt=1, strict=True)] = 0.02
+    """Of the region, that a part changes at least."""
+    blind_s: PositiveNumber = 30
+    """A scene that is changed for so long is reported; where parts could not be told apart meanwhile, the run ends."""
+    waiting: CountFromOne = 4
+
+
+AnyTrigger = LineTrigger | FrameTrigger | SoftwareTrigger | TimerTrigger | PresenceTrigger
+
+
+class HttpPartRef(Section):
+    """`POST /part_ref` sets the reference of the parts that trigger after it."""
+
+    kind: Literal["http"]
+
+
+class FilePartRef(Section):
+    """A file that another system rewrites holds the reference of the parts that trigger after the station saw it."""
+
+    kind: Literal["file"]
+    path: Path
+
+
+class SerialPartRef(Section):
+    """A scanner on a serial port reads each part before it triggers."""
+
+    kind: Literal["serial"]
+    device: Path
+    baud: CountFromOne = 9600
+    min_age_ms: NumberFromZero = 0
+    max_age_ms: PositiveNumber
+    """A part takes the first reference that was read so long before its trigger."""
+
+    @model_validator(mode="after")
+    def _ages(self) -> SerialPartRef:
+        if self.min_age_ms >= self.max_age_ms:
+            raise ValueError(f"min_age_ms {self.min_age_ms:g} must be below max_age_ms {self.max_age_ms:g}")
+        return self
+
+
+class ControlSection(Section):
+    """HTTP for the machine around the station."""
+
+    address: Annotated[str, Field(min_length=1)] = "127.0.0.1:8090"
+    """HOST:PORT, or `unix:` and the path of a socket. A host that is not this machine's own needs a token."""
+    token: Path | None = None
+    """File that holds the token, readable by its owner alone."""
+
+
 class StationConfig(Section):
     """Everything that `edge run` needs. Relative paths count from the configuration file's folder."""
 
@@ -215,9 +306,24 @@ class StationConfig(Section):
     deadline_ms: PositiveNumber = 1000
     source: Annotated[FolderSource | AnyLive, Field(discriminator="kind")]
     rejector: Annotated[DryRun | Gpio, Field(discriminator="kind")] = DryRun(kind="dry-run")
+    trigger: Annotated[AnyTrigger, Field(discriminator="kind")] | None = None
+    """None: by line where the rejector has a line `trigger`, otherwise each frame."""
+    part_ref: Annotated[HttpPartRef | FilePartRef | SerialPartRef, Field(discriminator="kind")] | None = None
+    control: ControlSection | None = None
     journal: Path
     journal_heads: Path | None = None
     """File, best on another machine's disk, that shows whether the journal's end was cut off."""
     journal_timeout_ms: PositiveNumber = 200
     """How long another program's lock may hold up a row; its part is a FAULT then."""
     evidence: EvidenceConfig | None = None
+
+    @property
+    def triggered(self) -> AnyTrigger:
+        """What makes a part, with what was left out filled in."""
+        trigger = self.trigger
+        if trigger is None:
+            lined = isinstance(self.rejector, Gpio) and self.rejector.lines.trigger is not None
+            return LineTrigger(kind="line") if lined else FrameTrigger(kind="frame")
+        if isinstance(trigger, SoftwareTrigger) and trigger.by is None:
+            return trigger.model_copy(update={"by": ("stdin",) if self.control is None else ("http",)})
+        return trigger

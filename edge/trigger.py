@@ -1,34 +1,280 @@
-"""Pictures for the parts of a trigger line: each takes the first frame after its trigger, and no other part's."""
+"""What makes a part: a line, software or a timer. Each trigger is numbered, stamped and never lost, and takes its picture."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections import deque
-from collections.abc import Iterator
+import math
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
+from edge import StationError
 from edge.camera import Camera
+from edge.clock import SLICE_S, Clock
 from edge.verdict import Arrival, Frame, Missing
 
+WAITING = 8
+_BACKLOG = 1000  # waiting triggers, FAULTs among them, above which no further one is taken by software
 _WAIT_S = 1.0
 
 
-class Triggers(Protocol):
-    """Parts as their triggers come; `triggers` are those that nobody took yet."""
+@dataclass(frozen=True)
+class Trigger:
+    """One part.
 
-    triggers: deque[tuple[int, int]]
+    Attributes:
+        part: its number, from 1.
+        at_ns: when it triggered, monotonic.
+        part_ref: the factory's own name for it, where it came with the trigger.
+        fault: why it cannot be judged, "" where it can.
+    """
+
+    part: int
+    at_ns: int
+    part_ref: str | None = None
+    fault: str = ""
+
+
+class Triggers(Protocol):
+    """Parts as they trigger, in order and without a gap in their numbers. The deciding loop takes them.
+
+    Attributes:
+        counts: `triggered`, and by name those that came too fast.
+    """
+
+    counts: Counter[str]
+
+    @property
+    def ended(self) -> bool:
+        """No further one will come, and none waits."""
+
+    def next(self, timeout_s: float) -> Trigger | None:
+        """The next one, None when there was none in time. Raises StationError."""
+
+    def pending(self) -> list[Trigger]:
+        """Those that came and were not taken yet."""
+
+    def close(self) -> None:
+        """Take no more; those that came can still be had. May be called twice."""
+
+
+class BacklogError(StationError):
+    """So many triggers wait that this one was not taken, and is no part."""
+
+
+class _Waiting:
+    """Triggers in order. Where more than `limit` of them wait to be judged, the next ones are FAULTs."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._triggers: deque[Trigger] = deque()
+        self._good = 0
+        self.counts: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._triggers)
+
+    def add(self, trigger: Trigger) -> None:
+        self.counts["triggered"] += 1
+        if not trigger.fault and self._good >= self._limit:
+            self.counts["overflow"] += 1
+            fault = f"triggers come faster than the station serves them: {self._good} parts waited already"
+            trigger = dataclasses.replace(trigger, fault=fault)
+        self._good += not trigger.fault
+        self._triggers.append(trigger)
+
+    def take(self) -> Trigger | None:
+        if not self._triggers:
+            return None
+        trigger = self._triggers.popleft()
+        self._good -= not trigger.fault
+        return trigger
+
+    def all(self) -> list[Trigger]:
+        return list(self._triggers)
+
+
+class LineSource(Protocol):
+    """Whoever owns the trigger line."""
 
     def next_trigger(self, timeout_s: float) -> tuple[int, int] | None:
         """The next (number, monotonic ns), None when there was none in time. Raises StationError."""
 
 
-class TriggeredCamera:
-    """A camera whose parts are those of a trigger line."""
+class LineTriggers:
+    """Triggers of the rejector's line, which numbers and stamps them."""
 
-    def __init__(self, camera: Camera, source: Triggers) -> None:
-        """Join the two; the camera is closed with this."""
-        self._camera = camera
+    def __init__(self, source: LineSource, waiting: int = WAITING) -> None:
+        """Join the two; above `waiting` parts that nobody took yet, further ones are FAULTs."""
         self._source = source
+        self._waiting = _Waiting(waiting)
+        self.counts = self._waiting.counts
+
+    @property
+    def ended(self) -> bool:
+        """A line has no end."""
+        return False
+
+    def next(self, timeout_s: float) -> Trigger | None:
+        """The next one, None when there was none in time. Raises StationError: the rejector is lost."""
+        self._gather(timeout_s if len(self._waiting) == 0 else 0.0)
+        return self._waiting.take()
+
+    def pending(self) -> list[Trigger]:
+        """Those that came and were not taken yet. Raises StationError: the rejector is lost."""
+        self._gather(0.0)
+        return self._waiting.all()
+
+    def close(self) -> None:
+        """The line is the rejector's to close."""
+
+    def _gather(self, timeout_s: float) -> None:
+        while (came := self._source.next_trigger(timeout_s)) is not None:
+            self._waiting.add(Trigger(*came))
+            timeout_s = 0.0
+
+
+class SoftwareTriggers:
+    """Triggers by call, from any thread: HTTP, or lines of standard input."""
+
+    def __init__(self, clock: Clock, beat: Callable[[], None] = lambda: None, waiting: int = WAITING) -> None:
+        """Start without parts.
+
+        Args:
+            clock: stamps them.
+            beat: called again and again while the deciding loop waits for the next one; what it raises ends the wait.
+            waiting: above so many parts that nobody took yet, further ones are FAULTs.
+        """
+        self._clock = clock
+        self._beat = beat
+        self._waiting = _Waiting(waiting)
+        self.counts = self._waiting.counts
+        self._changed = threading.Condition()
+        self._parts = 0
+        self._closed = False
+
+    @property
+    def ended(self) -> bool:
+        """Closed, and nothing waits."""
+        with self._changed:
+            return self._closed and len(self._waiting) == 0
+
+    def trigger(self, part_ref: str | None = None, *, wait: bool = False) -> int:
+        """A part triggers now; returns its number.
+
+        Args:
+            part_ref: the factory's own name for it.
+            wait: for room, where too many wait; for a writer that can be held up.
+
+        Raises:
+            BacklogError: far too many wait; this is no part.
+            StationError: the run is over; this is no part.
+        """
+        with self._changed:
+            while wait and len(self._waiting) >= _BACKLOG and not self._closed:
+                self._changed.wait()
+            if self._closed:
+                raise StationError("the run is over, no more triggers are taken; start the station")
+            if len(self._waiting) >= _BACKLOG:
+                raise BacklogError(f"{len(self._waiting)} triggers wait; slow down, this one was not taken and is no part")
+            self._parts += 1
+            self._waiting.add(Trigger(self._parts, self._clock.now_ns(), part_ref))
+            self._changed.notify_all()
+            return self._parts
+
+    def next(self, timeout_s: float) -> Trigger | None:
+        """The next one, None when there was none in time or none will come."""
+        for _ in range(max(1, math.ceil(timeout_s / SLICE_S))):
+            self._beat()
+            with self._changed:
+                self._changed.wait_for(lambda: len(self._waiting) > 0 or self._closed, min(SLICE_S, timeout_s))
+                if len(self._waiting) > 0 or self._closed:
+                    self._changed.notify_all()
+                    return self._waiting.take()
+        return None
+
+    def pending(self) -> list[Trigger]:
+        """Those that came and were not taken yet."""
+        with self._changed:
+            return self._waiting.all()
+
+    def close(self) -> None:
+        """Take no more; those that came can still be had. May be called twice."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+
+class TimerTriggers:
+    """A part each period, due on a grid that does not drift.
+
+    A part that the station comes to only when the next one is due already was missed, and is a FAULT.
+    """
+
+    def __init__(self, clock: Clock, period_ns: int) -> None:
+        """Start the grid: the first part is due one period from now. `clock` is also slept by, in the deciding loop."""
+        self._clock = clock
+        self._period_ns = period_ns
+        self._begun_ns = clock.now_ns()
+        self._taken = 0
+        self._last: int | None = None  # the last part, once closed
+        self.counts: Counter[str] = Counter()
+
+    @property
+    def ended(self) -> bool:
+        """Closed, and no part that was due before is left."""
+        return self._last is not None and self._taken >= self._last
+
+    def next(self, timeout_s: float) -> Trigger | None:
+        """The next one, None when none was due in time."""
+        if self.ended:
+            return None
+        due_ns = self._due_ns(self._taken + 1)
+        self._clock.sleep_until_ns(min(due_ns, self._clock.now_ns() + round(timeout_s * 1e9)))
+        late_ns = self._clock.now_ns() - due_ns
+        if late_ns < 0:
+            return None
+        self._taken += 1
+        self.counts["triggered"] += 1
+        if late_ns < self._period_ns:
+            return Trigger(self._taken, due_ns)
+        self.counts["missed"] += 1
+        return Trigger(
+            self._taken, due_ns, fault=f"the station came to it {late_ns / 1e6:.1f} ms late, after the next part was due"
+        )
+
+    def pending(self) -> list[Trigger]:
+        """Those that are due and were not taken yet."""
+        due = self._due() if self._last is None else self._last
+        return [Trigger(part, self._due_ns(part)) for part in range(self._taken + 1, due + 1)]
+
+    def close(self) -> None:
+        """End the grid now; parts that are due can still be had. May be called twice."""
+        if self._last is None:
+            self._last = self._due()
+
+    def _due(self) -> int:
+        return (self._clock.now_ns() - self._begun_ns) // self._period_ns
+
+    def _due_ns(self, part: int) -> int:
+        return self._begun_ns + part * self._period_ns
+
+
+class TriggeredCamera:
+    """A camera whose parts are those of triggers: one arrival for each, whatever becomes of the camera.
+
+    A live camera gives each part the first frame that was captured after its trigger; where that frame came after the next
+    part's trigger too, nobody knows whom it shows, and the part has none. A replay gives each part its next picture.
+    """
+
+    def __init__(self, camera: Camera, triggers: Triggers, *, replayed: bool = False) -> None:
+        """Join the two; the camera is closed with this, the triggers are closed when there are no more frames."""
+        self._camera = camera
+        self._triggers = triggers
+        self._replayed = replayed
+        self._hand: Trigger | None = None  # taken, and no arrival given yet
 
     @property
     def healthy(self) -> bool:
@@ -41,29 +287,74 @@ class TriggeredCamera:
         return self._camera.status
 
     def frames(self) -> Iterator[Arrival]:
-        """One arrival for each trigger, as long as the camera has frames. Raises StationError."""
+        """One arrival for each trigger, until these or the frames end. Raises StationError once every part has its arrival."""
         arrivals = self._camera.frames()
-        held: Frame | None = None  # already the next part's
-        while True:
-            trigger = self._source.next_trigger(_WAIT_S)
-            if trigger is None:
-                continue
-            part, trigger_ns = trigger
-            arrival: Arrival | None = held or next(arrivals, None)
-            while arrival is not None and _taken_ns(arrival) < trigger_ns:  # a bad frame of before is not this part's either
-                arrival = next(arrivals, None)
-            if arrival is None:
-                return
-            held = None
-            following = self._source.triggers
-            if isinstance(arrival, Frame) and following and following[0][1] <= arrival.captured_ns:
-                held = arrival
-                arrival = Missing(part, trigger_ns, arrival.source, "no frame before the next part's trigger")
-            yield dataclasses.replace(arrival, part=part, trigger_ns=trigger_ns)
+        try:
+            yield from self._replay(arrivals) if self._replayed else self._watch(arrivals)
+        except StationError as error:
+            yield from self._without_picture(f"no picture: {error}")
+            raise
+        yield from self._without_picture("the source has no more pictures")
 
     def close(self) -> None:
         """Close the camera; may be called twice."""
         self._camera.close()
+
+    def _watch(self, arrivals: Iterator[Arrival]) -> Iterator[Arrival]:
+        held: Frame | None = None  # already the next part's
+        while (trigger := self._next()) is not None:
+            if trigger.fault:
+                yield self._missing(trigger, "trigger", trigger.fault)
+                continue
+            arrival: Arrival | None = held or next(arrivals, None)
+            while arrival is not None and _taken_ns(arrival) < trigger.at_ns:  # a bad frame of before is not this part's either
+                arrival = next(arrivals, None)
+            if arrival is None:
+                return
+            held = None
+            following = next(iter(self._triggers.pending()), None)
+            if isinstance(arrival, Frame) and following is not None and following.at_ns <= arrival.captured_ns:
+                held = arrival
+                yield self._missing(trigger, arrival.source, "no frame before the next part's trigger")
+            else:
+                yield self._give(arrival, trigger)
+
+    def _replay(self, arrivals: Iterator[Arrival]) -> Iterator[Arrival]:
+        while (arrival := next(arrivals, None)) is not None:
+            while (trigger := self._next()) is not None and trigger.fault:
+                yield self._missing(trigger, "trigger", trigger.fault)
+            if trigger is None:
+                return
+            if isinstance(arrival, Frame):  # it was read before its trigger came
+                arrival = dataclasses.replace(arrival, captured_ns=max(arrival.captured_ns, trigger.at_ns))
+            yield self._give(arrival, trigger)
+
+    def _next(self) -> Trigger | None:
+        """The next trigger, None when they ended."""
+        while not self._triggers.ended:
+            self._hand = self._triggers.next(_WAIT_S)
+            if self._hand is not None:
+                return self._hand
+        return None
+
+    def _give(self, arrival: Arrival, trigger: Trigger) -> Arrival:
+        self._hand = None
+        return dataclasses.replace(arrival, part=trigger.part, trigger_ns=trigger.at_ns, part_ref=trigger.part_ref)
+
+    def _missing(self, trigger: Trigger, source: str, reason: str) -> Missing:
+        self._hand = None
+        return Missing(trigger.part, trigger.at_ns, source, reason, trigger.part_ref)
+
+    def _without_picture(self, reason: str) -> Iterator[Missing]:
+        """Arrivals for all that triggered before the triggers were closed."""
+        self._triggers.close()
+        waiting = len(self._triggers.pending())
+        if self._hand is not None:
+            yield self._missing(self._hand, "trigger", reason)
+        for _ in range(waiting):
+            trigger = self._triggers.next(0)
+            if trigger is not None:
+                yield self._missing(trigger, "trigger", trigger.fault or reason)
 
 
 def _taken_ns(arrival: Arrival) -> int:

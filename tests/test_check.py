@@ -55,6 +55,22 @@ def recalibrate(root: Path, **changes: Any) -> None:
     save_calibration(record, load_calibration(record).model_copy(update=changes))
 
 
+def test_triggers_references_and_control_are_looked_at(config: Path) -> None:
+    config.write_text(config.read_text() + "trigger: {kind: timer, period_ms: 40}\npart_ref: {kind: file, path: order.txt}\n")
+    replace(config, "journal: journal.db\n", "journal: journal.db\ncontrol: {address: '127.0.0.1:0'}\n")
+    checks = looked_at(config)
+    assert checks["trigger"] == Check("trigger", "a part each 40 ms")
+    assert checks["part_ref"] == Check("part_ref", f"file {config.parent / 'order.txt'}")
+    assert checks["control"] == Check("control", "127.0.0.1:0")
+    replace(config, "kind: timer, period_ms: 40", "kind: software, by: [stdin, http]")
+    replace(config, "'127.0.0.1:0'}", "'0.0.0.0:0', token: secret}")
+    replace(config, "kind: file, path: order.txt", "kind: serial, device: ttyNONE, max_age_ms: 5")
+    checks = looked_at(config)
+    assert checks["trigger"] == Check("trigger", "by stdin and http")
+    assert "the scanner cannot be opened" in checks["part_ref"].faults[0]
+    assert "secret: the token cannot be read" in checks["control"].faults[0]
+
+
 def start(config: Path) -> int:
     return main(["run", "--config", str(config)])
 
@@ -69,7 +85,7 @@ def test_a_good_station_has_no_faults_and_nothing_is_written(config: Path) -> No
     before = sorted(config.parent.rglob("*"))
     checks = looked_at(config)
     assert {name: check.faults for name, check in checks.items()} == dict.fromkeys(
-        ("bundle", "calibration", "calibration fits", "self-test", "speed", "source", "lines", "journal"), ()
+        ("bundle", "calibration", "calibration fits", "self-test", "speed", "source", "lines", "trigger", "journal"), ()
     )
     assert sorted(config.parent.rglob("*")) == before
 

@@ -1,0 +1,100 @@
+"""Which triggers, references and control go together, and with what else."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge import StationError
+from edge.sections import (
+    ControlSection,
+    Gpio,
+    HttpPartRef,
+    LineTrigger,
+    SoftwareTrigger,
+    StationConfig,
+)
+
+UNIX = "unix:"
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the control listens: `host` and `port`, or the `path` of a Unix socket."""
+
+    host: str = ""
+    port: int = 0
+    path: Path | None = None
+
+    @property
+    def local(self) -> bool:
+        """Only programs of this machine can reach it."""
+        return self.path is not None or self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
+
+
+def parse_address(text: str) -> Address:
+    """`HOST:PORT` with a numeric address or `localhost`, or `unix:PATH`. Raises StationError."""
+    if text.startswith(UNIX):
+        path = text.removeprefix(UNIX)
+        if not path or len(path.encode()) > 100:  # the kernel takes 107 bytes
+            raise StationError(f"address {text!r} has a path of {len(path.encode())} bytes, expected 1 to 100")
+        return Address(path=Path(path))
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not (port.isascii() and port.isdigit() and int(port) < 65536):
+        raise StationError(f"address {text!r}, expected HOST:PORT such as 127.0.0.1:8090, or {UNIX} and a path")
+    if host != "localhost":
+        try:
+            ipaddress.ip_address(host)
+        except ValueError:
+            raise StationError(f"address {text!r} has the host {host!r}, expected an IP address or localhost") from None
+    return Address(host, int(port))
+
+
+def place_control(control: ControlSection, folder: Path) -> ControlSection:
+    """The section with paths that count from `folder`."""
+    changes: dict[str, object] = {}
+    if control.token is not None:
+        changes["token"] = folder / control.token
+    if control.address.startswith(UNIX):
+        changes["address"] = f"{UNIX}{folder / control.address.removeprefix(UNIX)}"
+    return control.model_copy(update=changes)
+
+
+def disagreements(config: StationConfig) -> Iterator[tuple[list[str], str]]:
+    """What does not go together: the keys of its place, and the fault in words."""
+    yield from _trigger(config)
+    if isinstance(config.part_ref, HttpPartRef) and config.control is None:
+        yield ["part_ref"], "a reference by http needs the section 'control'; add it"
+    if config.control is None:
+        return
+    try:
+        address = parse_address(config.control.address)
+    except StationError as error:
+        yield ["control", "address"], str(error)
+        return
+    if not address.local and config.control.token is None:
+        yield (
+            ["control", "address"],
+            f"{config.control.address} can be reached from other machines, and whoever reaches it can trigger and halt;"
+            " add 'control.token', or use 127.0.0.1",
+        )
+
+
+def _trigger(config: StationConfig) -> Iterator[tuple[list[str], str]]:
+    trigger = config.triggered
+    lined = isinstance(config.rejector, Gpio) and config.rejector.lines.trigger is not None
+    if isinstance(trigger, LineTrigger) and not lined:
+        yield ["trigger"], "a trigger of kind line needs 'rejector.lines.trigger'; add that line"
+    if not isinstance(trigger, LineTrigger) and lined:
+        yield (
+            ["trigger"],
+            f"a trigger of kind {trigger.kind} beside 'rejector.lines.trigger': parts would come from two places; remove one",
+        )
+    if isinstance(trigger, SoftwareTrigger) and trigger.by is not None:
+        if len(set(trigger.by)) < len(trigger.by):
+            yield ["trigger", "by"], f"'trigger.by' is {list(trigger.by)}; name each once"
+        if "http" in trigger.by and config.control is None:
+            yield ["trigger", "by"], "a trigger by http needs the section 'control'; add it"
