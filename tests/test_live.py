@@ -511,6 +511,14 @@ def test_the_thread_that_reads_is_the_one_that_closes(clock: FakeClock) -> None:
         assert device.closed_by == ["camera fake"]
 
 
+def test_closing_ends_the_wait_for_a_picture(clock: FakeClock) -> None:
+    def beat() -> None:
+        camera.close()
+
+    camera = LiveCamera(FakeDevice(clock), LiveSource(), clock, beat=beat)
+    assert list(camera.frames()) == []
+
+
 def test_closing_comes_back_from_a_driver_that_hangs_and_leaves_it_alone(clock: FakeClock) -> None:
     device = FakeDevice(clock)
     with opened(device, clock, LiveSource(timeout_ms=20)) as rig:

@@ -10,19 +10,22 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Protocol, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import edge.camera
 from edge import StationError
 from edge.agreement import Address
 from edge.commands import Handlers
 from edge.control import ControlServer
 from edge.intake import read_triggers
 from edge.live import LiveCamera
-from edge.part_ref import Refusals
+from edge.part_ref import QueuedReferences, ReferencedCamera, Refusals
+from edge.presence import Presence
+from edge.presence_camera import AheadCamera, PresenceCamera
 from edge.sections import LiveSource
 from edge.trigger import BacklogError, LineTriggers, SoftwareTriggers, TimerTriggers, Trigger, TriggeredCamera, Triggers
 from edge.verdict import Arrival, Frame, Missing
@@ -440,12 +443,22 @@ def test_a_bad_frame_of_before_the_trigger_is_not_the_parts() -> None:
     assert seen(itertools.islice(frames, 2)) == [(1, 10, "3", True), (2, 20, "5", False)]
 
 
-def test_it_is_as_healthy_as_its_camera() -> None:
+@pytest.mark.parametrize(
+    "join",
+    [
+        lambda camera: TriggeredCamera(camera, LineTriggers(Line())),
+        lambda camera: ReferencedCamera(camera, QueuedReferences(FakeClock(), min_age_ns=0, max_age_ns=1)),
+        lambda camera: PresenceCamera(camera, cast("Presence", None), FakeClock()),
+        lambda camera: AheadCamera(lambda go: camera),
+    ],
+    ids=["triggered", "referenced", "presence", "ahead"],
+)
+def test_whatever_is_joined_to_a_camera_is_as_healthy_as_the_camera(join: Callable[[Camera], edge.camera.Camera]) -> None:
     camera = Camera([])
-    joined = TriggeredCamera(camera, LineTriggers(Line()))
-    assert (joined.healthy, joined.status) == (True, "")
-    camera.healthy, camera.status = False, "unplugged"
-    assert (joined.healthy, joined.status) == (False, "unplugged")
+    with contextlib.closing(join(camera)) as joined:
+        assert (joined.healthy, joined.status) == (True, "")
+        camera.healthy, camera.status = False, "unplugged"
+        assert (joined.healthy, joined.status) == (False, "unplugged")
 
 
 def test_closing_closes_the_camera() -> None:
