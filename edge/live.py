@@ -22,16 +22,16 @@ from engines.images import Image
 
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.5, 10.0
 _OPEN_S = 60.0  # a driver that has not opened a camera by then hangs
-_HELD = 8  # pictures that wait for parts of a trigger line
+_HELD = 8  # pictures that wait for parts that trigger
 _TURNS = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
 
 
 class LiveCamera:
     """Arrivals from a device that may be lost and come back.
 
-    Without a trigger line each picture that the station takes is a part, always the newest: those that come while it is busy
-    are let go, and while the camera is lost there is no part. With one, parts come whatever the camera does: pictures are
-    held in order, so that each part finds the first after its trigger, and a part that asks a lost camera is missing.
+    Without a trigger each picture that the station takes is a part, always the newest: those that come while it is busy are
+    let go, and while the camera is lost there is no part. With one, parts come whatever the camera does: pictures are held
+    in order, so that each part finds the first after its trigger, and a part that asks a lost camera is missing.
 
     Attributes:
         settings: what was set, and what the device said that it has, when it was last opened.
@@ -54,7 +54,7 @@ class LiveCamera:
             source: settings and limits.
             clock: for times, and to wait between tries.
             beat: called again and again while somebody waits for a picture; what it raises ends the wait.
-            parts_by_trigger: a trigger line says when there is a part.
+            parts_by_trigger: something else says when there is a part.
 
         Raises:
             StationError: it cannot be opened, or does not take its settings: value wanted and value got.
