@@ -1,4 +1,4 @@
-"""The edge door: `python -m edge replay|run|check|empty|lines|pulse|audit|export`."""
+"""The edge door: `python -m edge replay|run|check|camera|empty|lines|pulse|audit|export`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import re
 import select
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -20,16 +20,21 @@ from edge import StationError
 from edge.audit import audit, export_csv, export_images
 from edge.camera import Camera
 from edge.check import check_station
+from edge.clock import SystemClock
 from edge.config import ConfigError, load_config, rejector_setup
+from edge.frame_check import FrameCheck
 from edge.heads import read_heads
 from edge.lines import OUTPUTS, describe_line, open_lines
+from edge.live import LiveCamera
 from edge.presence import learn_empty
+from edge.preview import WAIT_S, genicam_devices, measure, video_devices, watch
 from edge.rejector import DryRunRejector, ProcessRejector
 from edge.run import open_camera, run_station
-from edge.sections import DryRun, FolderSource, PresenceTrigger, StationConfig
+from edge.sections import BLACK, SATURATED, DryRun, FolderSource, LiveSource, PresenceTrigger, StationConfig
 from edge.verdict import Missing, Outcome
 from engines import console
-from engines.images import Image
+from engines.atomic import write_file
+from engines.images import Image, encode_png
 from engines.options import add_running
 
 
@@ -40,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 done, 1 a part was a FAULT, the check found faults or the journal is broken, 2 bad input, 130 interrupted.
     """
     cv2.setNumThreads(1)  # the cores belong to the network and the search
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # a camera that does not open is told in our words
     parser = argparse.ArgumentParser(prog="edge", description="Judge every part that passes a camera.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     replay = commands.add_parser("replay", help="judge the images of a folder or a video, in order")
@@ -58,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check = commands.add_parser("check", help="say all that would keep a station from starting")
     check.add_argument("--config", required=True, type=Path, metavar="FILE")
     check.set_defaults(run=_check)
+    _add_camera(commands)
     empty = commands.add_parser("empty", help="learn the scene without a part, for a trigger of kind presence")
     empty.add_argument("--config", required=True, type=Path, metavar="FILE")
     empty.add_argument("--out", required=True, type=Path, metavar="FILE")
@@ -87,6 +94,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     export.set_defaults(run=_export)
     arguments = parser.parse_args(argv)
     return console.run_door(arguments.run, arguments)
+
+
+def _add_camera(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    camera = commands.add_parser("camera", help="list cameras, or write a frame with its focus and exposure")
+    camera.add_argument("--config", type=Path, metavar="FILE")
+    what = camera.add_mutually_exclusive_group(required=True)
+    what.add_argument("--list", action="store_true", help="V4L2 and GenICam cameras that are there")
+    what.add_argument("--preview", type=_png, metavar="OUT.png", help="write a frame of the configuration's source")
+    seconds = f"watch for this long and write the last frame (default: the first, within {WAIT_S:g} s)"
+    camera.add_argument("--seconds", type=console.positive_float, help=seconds)
+    camera.set_defaults(run=_camera)
 
 
 def _replay(arguments: argparse.Namespace) -> int:
@@ -134,6 +152,70 @@ def _check(arguments: argparse.Namespace) -> int:
     faults = sum(len(check.faults) for check in checks)
     console.say(f"{config.station}: {'ready to start' if faults == 0 else f'would not start, faults: {faults}'}")
     return console.DONE if faults == 0 else console.NO
+
+
+def _camera(arguments: argparse.Namespace) -> int:
+    if arguments.list:
+        return _list_cameras()
+    if arguments.config is None:
+        raise StationError("--preview needs the station's configuration; add --config FILE")
+    return _preview(load_config(arguments.config), arguments.preview, arguments.seconds)
+
+
+def _preview(config: StationConfig, path: Path, seconds: float | None) -> int:
+    """Write a frame, also one that the station would not judge, and say why it would not."""
+    opened: list[Camera] = []
+
+    def open_source(beat: Callable[[], None]) -> Camera:
+        shown = config.source
+        if not isinstance(shown, FolderSource):
+            shown = shown.model_copy(update={"black_level": None, "saturated_level": None})
+        free = config.model_copy(update={"source": shown, "rejector": DryRun(kind="dry-run")})  # no trigger line is waited for
+        opened.append(open_camera(free, beat))
+        return opened[0]
+
+    watched = watch(open_source, SystemClock(), seconds)
+    camera, source = opened[0], config.source
+    if isinstance(camera, LiveCamera):
+        for setting in camera.settings:
+            console.say(str(setting))
+    for reason, count in watched.faults.items():
+        console.warn(f"{count} frames were none: {reason}")
+    if watched.last is None:
+        waited = f"{WAIT_S if seconds is None else seconds:g} s"
+        console.say(f"no frame in {waited}: {camera.status or 'it may wait for a trigger'}")
+        return console.NO
+    image = watched.last.image
+    limits = LiveSource() if isinstance(source, FolderSource) else source
+    black = BLACK if limits.black_level is None else limits.black_level
+    saturated = SATURATED if limits.saturated_level is None else limits.saturated_level
+    figures = measure(image, black, saturated)
+    write_file(path, encode_png(image))
+    console.say(f"{watched.last.source}: {figures.size[0]} x {figures.size[1]} pixels, written to {path}")
+    console.say(f"focus {figures.focus:.1f} (variance of the Laplacian, grey levels squared; the larger the sharper)")
+    shares = f"{figures.saturated:.2f} % saturated (a channel at {saturated} or more)"
+    console.say(f"exposure: mean {figures.mean:.1f} of 255, {shares}, {figures.black:.2f} % black (all at {black} or less)")
+    if watched.rate is not None:
+        console.say(f"{watched.frames} frames in {watched.seconds:.2f} s, {watched.rate:.2f} a second")
+    if isinstance(camera, LiveCamera) and camera.counts:
+        console.say(", ".join(f"{name} {count}" for name, count in camera.counts.items()))
+    fault = FrameCheck(None, limits.black_level, limits.saturated_level).fault(image)
+    if fault is not None:
+        console.say(f"FAULT  {fault.reason}")
+    return console.NO if fault is not None or watched.faults else console.DONE
+
+
+def _list_cameras() -> int:
+    found = [("camera", *device) for device in video_devices()]
+    try:
+        found += [("genicam", *device) for device in genicam_devices()]
+    except StationError as error:
+        console.warn(str(error))
+    for kind, device, name in found:
+        console.say(f"kind: {kind}, device: {device}  ({name})")
+    if not found:
+        console.say("no camera found; check cable, power and permissions (CSI sensors are not listed: v4l2-ctl --list-devices)")
+    return console.DONE if found else console.NO
 
 
 def _empty(arguments: argparse.Namespace) -> int:
@@ -222,6 +304,12 @@ def _export(arguments: argparse.Namespace) -> int:
         console.say(f"copied {copied.copied} pictures to {arguments.images}; not there any more: {copied.gone}")
         good = good and not copied.changed
     return console.DONE if good else console.NO
+
+
+def _png(text: str) -> Path:
+    if not text.lower().endswith(".png"):
+        raise argparse.ArgumentTypeError(f"{text}, expected a name that ends with .png")
+    return Path(text)
 
 
 def _sha256(text: str) -> str:

@@ -213,9 +213,15 @@ def _follow(location: Sequence[str | int], *, ends_with_key: bool) -> tuple[list
         elif ends_with_key and number == len(location) - 1:
             owners = models
         else:
+            models = [model for model in models if _is_kind(model, part)] or models
             continue
         keys.append(str(part))
     return keys, owners
+
+
+def _is_kind(model: type[BaseModel], name: str | int) -> bool:
+    field = model.model_fields.get("kind")
+    return field is not None and get_args(field.annotation) == (name,)
 
 
 def _models(annotation: object) -> list[type[BaseModel]]:

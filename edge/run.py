@@ -12,20 +12,34 @@ from pathlib import Path
 
 from calibration.record import Calibration
 from edge import StationError
-from edge.camera import Camera, FolderCamera, OpenCVCamera, VideoCamera
+from edge.camera import Camera, FolderCamera, VideoCamera
 from edge.check import binding_faults, self_test
 from edge.clock import SystemClock
+from edge.device import Device
 from edge.disk import DiskSpace
+from edge.genicam import GenicamDevice
 from edge.hold import Hold
 from edge.intake import Intake, looks_aside
 from edge.journal import SqliteJournal
 from edge.judge import Judge
 from edge.kept import Kept
+from edge.live import LiveCamera
+from edge.opencv_device import CsiDevice, opencv_device
 from edge.rejector import ProcessRejector, Rejector
 from edge.reload import Reload, read_reload
 from edge.schedule import Count
 from edge.screen import Screen
-from edge.sections import DryRun, FolderSource, StationConfig
+from edge.sections import (
+    AnyLive,
+    CsiSource,
+    DryRun,
+    FolderSource,
+    GenicamSource,
+    LineTrigger,
+    SoftwareTrigger,
+    StationConfig,
+    TimerTrigger,
+)
 from edge.service import Service
 from edge.states import State, Transition
 from edge.station import Condition, Station
@@ -204,14 +218,27 @@ def _open_trusted(bundle: Bundle, config: StationConfig, calibration: Calibratio
 
 
 def open_camera(config: StationConfig, beat: Callable[[], None] = lambda: None) -> Camera:
-    source, clock = config.source, SystemClock(beat)
+    source = config.source
     if not isinstance(source, FolderSource):
-        # a thread of the camera's sleeps by its clock, and only the deciding loop may beat
-        return OpenCVCamera(source.device, SystemClock(), timeout_ms=source.timeout_ms, beat=beat)
+        by_trigger = isinstance(config.triggered, (LineTrigger, SoftwareTrigger, TimerTrigger))
+        return open_live(source, beat, parts_by_trigger=by_trigger)
+    clock = SystemClock(beat)
     period_ns = 0 if source.fps is None else round(1e9 / source.fps)
     if source.path.is_dir():
         return FolderCamera(source.path, clock, period_ns)
     return VideoCamera(source.path, clock, period_ns)
+
+
+def open_live(source: AnyLive, beat: Callable[[], None], *, parts_by_trigger: bool = False) -> LiveCamera:
+    clock = SystemClock()  # a thread of the camera's sleeps by it, and only the deciding loop may beat
+    device: Device
+    if isinstance(source, CsiSource):
+        device = CsiDevice(source, clock)
+    elif isinstance(source, GenicamSource):
+        device = GenicamDevice(source, clock)
+    else:
+        device = opencv_device(source, clock)
+    return LiveCamera(device, source, clock, beat=beat, parts_by_trigger=parts_by_trigger)
 
 
 def _describe(config: StationConfig, rejector: Rejector) -> str:

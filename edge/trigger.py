@@ -327,7 +327,7 @@ class TriggeredCamera:
                 yield self._missing(trigger, "trigger", trigger.fault)
                 continue
             arrival: Arrival | None = held or next(arrivals, None)
-            while isinstance(arrival, Frame) and arrival.captured_ns < trigger.at_ns:
+            while arrival is not None and _taken_ns(arrival) < trigger.at_ns:  # a bad frame of before is not this part's either
                 arrival = next(arrivals, None)
             if arrival is None:
                 return
@@ -364,3 +364,7 @@ class TriggeredCamera:
     def _missing(self, trigger: Trigger, source: str, reason: str) -> Missing:
         self._hand = None
         return Missing(trigger.part, trigger.at_ns, source, reason, trigger.part_ref)
+
+
+def _taken_ns(arrival: Arrival) -> int:
+    return arrival.captured_ns if isinstance(arrival, Frame) else arrival.trigger_ns

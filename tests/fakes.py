@@ -558,6 +558,9 @@ class FakeCamera:
         closed: calls of `close`.
     """
 
+    healthy = True
+    status = ""
+
     def __init__(self, clock: FakeClock, pictures: Sequence[Image | None], age_ms: Sequence[float] = ()) -> None:
         self._clock = clock
         self._pictures = pictures

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-import queue
-import threading
-import time
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,72 +13,21 @@ import numpy as np
 import pytest
 
 from edge import StationError
-from edge.camera import Camera, FolderCamera, OpenCVCamera, VideoCamera
+from edge.camera import Camera, FolderCamera, VideoCamera
 from edge.clock import SystemClock
+from edge.live import LiveCamera
+from edge.opencv_device import V4l2Device, opencv_device
+from edge.sections import CameraSource, LiveSource
 from edge.verdict import Arrival, Frame, Missing
 from engines.images import Image
+from tests.fake_aravis import gige, trigger
+from tests.fake_device import FakeCapture, FakeDevice
 from tests.fakes import FakeCamera, FakeClock, flat, textured, write_pictures
 
 MS = 10**6
+PATIENT = {"timeout_ms": 30_000, "stale_ms": 30_000}  # a busy machine fails nothing
 RED, GREEN, BLUE = (220, 30, 40), (20, 200, 60), (30, 40, 210)
 PICTURES = [flat(colour) for colour in (RED, GREEN, BLUE)]
-
-
-class FakeCapture:
-    """A `cv2.VideoCapture` of a live camera: gives what it is fed, in OpenCV's BGR, and says False in between.
-
-    Attributes:
-        idle: set while all that was fed has been taken, and the reader is back for more.
-        released_by: names of the threads that released it.
-    """
-
-    def __init__(self) -> None:
-        self._fed: queue.SimpleQueue[Image | Exception] = queue.SimpleQueue()
-        self._go = threading.Event()
-        self._go.set()
-        self.idle = threading.Event()
-        self._hung = threading.Event()
-        self.released_by: list[str] = []
-
-    def isOpened(self) -> bool:  # noqa: N802
-        return True
-
-    def read(self) -> tuple[bool, Image | None]:
-        if not self._go.is_set():
-            self._hung.set()
-            self._go.wait()
-        try:
-            fed = self._fed.get(timeout=0.002)
-        except queue.Empty:
-            self.idle.set()
-            return False, None
-        if isinstance(fed, Exception):
-            raise fed
-        return True, np.ascontiguousarray(fed[:, :, ::-1]) if fed.ndim == 3 else fed
-
-    def release(self) -> None:
-        self.released_by.append(threading.current_thread().name)
-
-    def feed(self, *items: Image | Exception) -> None:
-        """Give these; returns when the last has been taken and dealt with, or the reader failed."""
-        self.idle.clear()
-        for item in items:
-            self._fed.put(item)
-        if not isinstance(items[-1], Exception):
-            assert self.idle.wait(30)
-
-    def hang(self) -> None:
-        """Let the next `read` block until `let_go`; returns when it does."""
-        self._go.clear()
-        assert self._hung.wait(30)
-
-    def let_go(self) -> None:
-        """Unblock."""
-        self._go.set()
-
-
-def live(capture: FakeCapture, timeout_ms: float = 30_000) -> OpenCVCamera:
-    return OpenCVCamera(0, SystemClock(), timeout_ms=timeout_ms, open_capture=lambda device: cast("cv2.VideoCapture", capture))
 
 
 def write_video(path: Path, pictures: list[Image], fps: float = 10) -> Path:
@@ -111,39 +57,69 @@ class Source:
         return arrivals
 
 
-def folder_source(tmp_path: Path) -> Source:
+def folder_source(tmp_path: Path, closing: contextlib.ExitStack) -> Source:
     write_pictures(tmp_path / "parts", PICTURES)
     clock = FakeClock()
     return Source(FolderCamera(tmp_path / "parts", clock), clock.now_ns)
 
 
-def beat_source(tmp_path: Path) -> Source:
+def beat_source(tmp_path: Path, closing: contextlib.ExitStack) -> Source:
     write_pictures(tmp_path / "parts", PICTURES)
     clock = FakeClock()
     return Source(FolderCamera(tmp_path / "parts", clock, period_ns=50 * MS), clock.now_ns)
 
 
-def video_source(tmp_path: Path) -> Source:
+def video_source(tmp_path: Path, closing: contextlib.ExitStack) -> Source:
     clock = FakeClock()
     return Source(VideoCamera(write_video(tmp_path / "parts.avi", PICTURES), clock), clock.now_ns)
 
 
-def live_source(tmp_path: Path) -> Source:
+def device_source(tmp_path: Path, closing: contextlib.ExitStack) -> Source:
+    device = FakeDevice(SystemClock())
+    camera = LiveCamera(device, LiveSource(**PATIENT), SystemClock())
+    return Source(camera, SystemClock().now_ns, lambda index: device.feed(PICTURES[index]))
+
+
+def v4l2_source(tmp_path: Path, closing: contextlib.ExitStack) -> Source:
     capture = FakeCapture()
-    return Source(live(capture), SystemClock().now_ns, lambda index: capture.feed(PICTURES[index]))
+    source = CameraSource(kind="camera", device=0, **PATIENT)
+    device = V4l2Device(source, SystemClock(), lambda *arguments: cast("cv2.VideoCapture", capture))
+    return Source(LiveCamera(device, source, SystemClock()), SystemClock().now_ns, lambda index: capture.feed(PICTURES[index]))
 
 
-def fake_source(tmp_path: Path) -> Source:
+def film_source(tmp_path: Path, closing: contextlib.ExitStack) -> Source:
+    source = CameraSource(kind="camera", device=str(write_video(tmp_path / "parts.avi", PICTURES)), **PATIENT)
+    camera = LiveCamera(opencv_device(source, SystemClock()), source, SystemClock(), parts_by_trigger=True)
+    with camera._news:  # its few pictures are held until they are asked for
+        assert camera._news.wait_for(lambda: len(camera._held) == len(PICTURES), 30)
+    return Source(camera, SystemClock().now_ns)
+
+
+def gige_source(tmp_path: Path, closing: contextlib.ExitStack) -> Source:
+    fake = closing.enter_context(gige())
+    device = fake.device()
+    camera = LiveCamera(device, fake.source(), SystemClock())
+    fake.show(*PICTURES)
+    return Source(camera, SystemClock().now_ns, lambda index: trigger(device))
+
+
+def fake_source(tmp_path: Path, closing: contextlib.ExitStack) -> Source:
     clock = FakeClock()
     return Source(FakeCamera(clock, PICTURES), clock.now_ns)
 
 
-@pytest.fixture(params=[folder_source, beat_source, video_source, live_source, fake_source])
+Make = Callable[[Path, contextlib.ExitStack], Source]
+REPLAYS: list[Make] = [folder_source, beat_source, video_source, fake_source]
+LIVE: list[Make] = [device_source, v4l2_source, film_source, gige_source]
+
+
+@pytest.fixture(params=[*REPLAYS, *LIVE])
 def source(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Source]:
     """Each kind of camera over the same three pictures."""
-    made: Source = request.param(tmp_path)
-    yield made
-    made.camera.close()
+    with contextlib.ExitStack() as closing:
+        made: Source = request.param(tmp_path, closing)
+        closing.callback(made.camera.close)
+        yield made
 
 
 def test_parts_are_numbered_from_one_in_order(source: Source) -> None:
@@ -177,6 +153,15 @@ def test_times_never_go_back_and_never_lie_ahead(source: Source) -> None:
 
 def test_a_person_can_tell_where_a_frame_came_from(source: Source) -> None:
     assert all(arrival.source for arrival in source.take(3))
+
+
+@pytest.mark.parametrize("make", [*REPLAYS, device_source, v4l2_source, gige_source])  # a film ends at once
+def test_while_pictures_come_a_camera_is_healthy(make: Make, tmp_path: Path) -> None:
+    with contextlib.ExitStack() as closing:
+        source = make(tmp_path, closing)
+        closing.callback(source.camera.close)
+        source.take(1)
+        assert (source.camera.healthy, source.camera.status) == (True, "")
 
 
 def test_closing_twice_is_harmless(source: Source) -> None:
@@ -312,80 +297,11 @@ def test_a_video_that_was_cut_gives_whole_numbers_of_frames_or_is_refused(tmp_pa
 
 def test_a_video_whose_frames_are_not_8_bit_colour_is_refused(tmp_path: Path) -> None:
     camera = VideoCamera(write_video(tmp_path / "line.avi", PICTURES), FakeClock())
-    camera._capture = cast("cv2.VideoCapture", FakeCapture())
-    cast("FakeCapture", camera._capture)._fed.put(np.zeros((64, 64), np.uint8))
+    capture = FakeCapture()
+    capture.put(np.zeros((64, 64), np.uint8))
+    camera._capture = cast("cv2.VideoCapture", capture)
     with pytest.raises(StationError, match=r"frame is uint8 \(64, 64\), expected uint8 \(height, width, 3\)"):
         next(camera.frames())
-
-
-# a live camera
-
-
-def test_a_live_camera_gives_the_newest_frame_only() -> None:
-    capture = FakeCapture()
-    camera = live(capture)
-    frames = camera.frames()
-    capture.feed(flat(1))
-    assert grey_of(next(frames)) == 1
-    capture.feed(flat(2), flat(3), flat(4))  # while the station is busy
-    assert grey_of(next(frames)) == 4
-    capture.feed(flat(5))
-    assert grey_of(next(frames)) == 5
-    camera.close()
-
-
-def test_a_deadline_counts_from_the_capture_not_from_the_taking() -> None:
-    capture = FakeCapture()
-    camera = live(capture)
-    frames = camera.frames()
-    before = SystemClock().now_ns()
-    capture.feed(flat(1))
-    fed = SystemClock().now_ns()
-    arrival = next(frames)
-    assert isinstance(arrival, Frame)
-    assert before <= arrival.trigger_ns == arrival.captured_ns <= fed
-    camera.close()
-
-
-def test_a_frame_is_never_given_twice_and_silence_is_a_missing_part_then_the_end() -> None:
-    capture = FakeCapture()
-    camera = live(capture, timeout_ms=20)
-    frames = camera.frames()
-    capture.feed(flat(1))
-    assert grey_of(next(frames)) == 1
-    silent = list(itertools.islice(frames, 4))
-    assert [type(arrival) for arrival in silent] == [Missing] * 4
-    assert [arrival.part for arrival in silent] == [2, 3, 4, 5]
-    assert all(isinstance(arrival, Missing) and arrival.reason == "no new frame for 0.02 s" for arrival in silent)
-    with pytest.raises(StationError, match=r"camera 0: no frame for 0\.1 s; check the cable, then start again"):
-        next(frames)
-    camera.close()
-
-
-def test_one_frame_ends_a_silence() -> None:
-    capture = FakeCapture()
-    camera = live(capture, timeout_ms=20)
-    frames = camera.frames()
-    for grey in (1, 2, 3):
-        assert [type(next(frames)) for _ in range(4)] == [Missing] * 4
-        capture.feed(flat(grey))
-        assert grey_of(next(frames)) == grey
-    camera.close()
-
-
-def test_a_frozen_camera_gives_missing_parts_until_it_moves() -> None:
-    capture = FakeCapture()
-    camera = live(capture)
-    frames = camera.frames()
-    arrivals = []
-    for grey in (1, 1, 1, 2, 1):
-        capture.feed(flat(grey))
-        arrivals.append(next(frames))
-    assert [type(arrival) for arrival in arrivals] == [Frame, Missing, Missing, Frame, Frame]
-    assert [arrival.part for arrival in arrivals] == [1, 2, 3, 4, 5]
-    assert isinstance(arrivals[1], Missing)
-    assert "frozen" in arrivals[1].reason
-    camera.close()
 
 
 def test_a_video_that_ends_before_its_header_says_ends_with_a_missing_part(tmp_path: Path) -> None:
@@ -398,81 +314,3 @@ def test_a_video_that_ends_before_its_header_says_ends_with_a_missing_part(tmp_p
     assert isinstance(last, Missing)
     assert last.part == len(whole) + 1
     assert f"ended after {len(whole)} of 30 frames" in last.reason
-
-
-@pytest.mark.parametrize(
-    ("broken", "reason"),
-    [
-        (RuntimeError("driver gone"), "RuntimeError: driver gone"),
-        (cv2.error("no such stream"), "error: no such stream"),
-        (flat(1)[:, :, 0], r"frame is uint8 \(64, 64\), expected uint8"),  # grey
-        (flat(1).astype(np.uint16), r"frame is uint16 \(64, 64, 3\), expected uint8"),  # would wrap round at 256
-    ],
-)
-def test_a_driver_that_raises_is_a_lost_camera_with_its_reason(broken: Exception | Image, reason: str) -> None:
-    capture = FakeCapture()
-    camera = live(capture)
-    frames = camera.frames()
-    capture.feed(flat(7))
-    assert grey_of(next(frames)) == 7
-    capture._fed.put(broken)
-    with pytest.raises(StationError, match=rf"camera 0: reading failed \(.*{reason}"):
-        next(frames)
-    camera.close()
-    assert capture.released_by == ["camera 0"]
-
-
-def test_the_thread_that_reads_is_the_one_that_releases() -> None:
-    capture = FakeCapture()
-    camera = live(capture)
-    camera.close()
-    assert capture.released_by == ["camera 0"]
-    camera.close()
-    assert capture.released_by == ["camera 0"]
-
-
-def test_closing_comes_back_from_a_driver_that_hangs_and_leaves_it_alone() -> None:
-    capture = FakeCapture()
-    camera = live(capture, timeout_ms=20)
-    capture.hang()
-    camera.close()
-    assert capture.released_by == []  # released under a read, OpenCV may crash
-    capture.let_go()
-    camera._thread.join(30)
-    assert capture.released_by == ["camera 0"]
-
-
-def test_a_camera_that_does_not_open_is_refused() -> None:
-    capture = FakeCapture()
-    capture.isOpened = lambda: False  # type: ignore[method-assign]
-    with pytest.raises(StationError, match="camera 0: OpenCV cannot open it; check the cable, the number and the permissions"):
-        live(capture)
-
-
-def test_a_device_that_is_not_there_is_refused() -> None:
-    with pytest.raises(StationError, match="OpenCV cannot open it"):
-        OpenCVCamera("/dev/no-such-camera", SystemClock())
-
-
-def grey_of(arrival: Arrival) -> int:
-    assert isinstance(arrival, Frame)
-    return int(arrival.image[0, 0, 0])
-
-
-def test_the_loop_beats_while_it_waits_for_a_frame_or_a_beat() -> None:
-    beats: list[str] = []
-    capture = FakeCapture()
-    camera = OpenCVCamera(
-        0,
-        SystemClock(),
-        timeout_ms=100,
-        beat=lambda: beats.append(threading.current_thread().name),
-        open_capture=lambda device: cast("cv2.VideoCapture", capture),
-    )
-    assert isinstance(next(camera.frames()), Missing)
-    camera.close()
-    waited = len(beats)
-    assert waited >= 2
-    SystemClock(lambda: beats.append(threading.current_thread().name)).sleep_until_ns(time.monotonic_ns() + 50 * MS)
-    assert len(beats) >= waited + 2
-    assert set(beats) == {threading.current_thread().name}

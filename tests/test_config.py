@@ -10,7 +10,17 @@ from edge.config import ConfigError, load_config, rejector_setup
 from edge.lines import LineSpec
 from edge.rejector_process import Setup
 from edge.schedule import Settings
-from edge.sections import CameraSource, EvidenceConfig, FolderSource
+from edge.sections import (
+    AnyLive,
+    CameraSource,
+    CameraTrigger,
+    CsiSource,
+    EvidenceConfig,
+    FolderSource,
+    GenicamSource,
+    Region,
+    WhiteBalance,
+)
 
 GOOD = """\
 station: line-1
@@ -84,13 +94,13 @@ def test_a_camera_by_number_path_or_url(path: Path, written: str, device: int | 
     ("old", "new", "fault"),
     [
         ("camera: left", "kamera: left", "station.yaml:2: unknown key 'kamera'; expected one of: backend, bundle, calibration"),
-        ("  fps: 4.5", "  speed: 4.5", "station.yaml:11: unknown key 'source.speed'; expected one of: device, fps, kind, path"),
+        ("  fps: 4.5", "  speed: 4.5", "station.yaml:11: unknown key 'source.speed'; expected one of: fps, kind, path"),
         ("  fps: 4.5", "  camera: x", "station.yaml:11: unknown key 'source.camera'; expected one of"),
         ("  fps: 4.5", "  replay: x", "station.yaml:11: unknown key 'source.replay'; expected one of"),
         (
             "dry-run\n",
             "dry-run\n  line: 7\n",
-            "station.yaml:14: unknown key 'rejector.line'; expected one of: chip",
+            "station.yaml:14: unknown key 'rejector.line'; expected one of: heartbeat_ms",
         ),
         ("  fps: 4.5", "  device: 0", "station.yaml:11: unknown key 'source.device'"),
         ("threads: 2", "threads: 2\n7: x", "station.yaml:7: "),
@@ -220,6 +230,81 @@ def test_a_camera_timeout_that_is_none(path: Path, bad: str) -> None:
     assert found.startswith("station.yaml:11: 'source.timeout_ms' is ")
 
 
+def source_of(path: Path, written: str) -> None:
+    path.write_text(GOOD.replace("kind: replay\n  path: parts\n  fps: 4.5", written.replace("; ", "\n  ")))
+
+
+def test_settings_of_each_kind_of_camera(path: Path) -> None:
+    shared = (
+        "exposure_us: 800; gain: 2; white_balance: {red: 1.5, blue: 2}; region: {x: 4, width: 640, height: 480}; rotation: 270;"
+        " frame_rate: 30; timeout_ms: 500; stale_ms: 250; black_level: null; saturated_level: 255"
+    )
+    expected = {
+        "exposure_us": 800,
+        "gain": 2,
+        "white_balance": WhiteBalance(red=1.5, blue=2),
+        "region": Region(x=4, width=640, height=480),
+        "rotation": 270,
+        "frame_rate": 30,
+        "timeout_ms": 500,
+        "stale_ms": 250,
+        "black_level": None,
+        "saturated_level": 255,
+    }
+    kinds: list[tuple[str, AnyLive]] = [
+        (
+            "kind: camera; device: 0; width: 1280; height: 720",
+            CameraSource(kind="camera", device=0, width=1280, height=720, **expected),
+        ),
+        ("kind: csi; sensor: 1; width: 1280; height: 720", CsiSource(kind="csi", sensor=1, width=1280, height=720, **expected)),
+        (
+            "kind: genicam; device: cam; pixel_format: BayerRG8; trigger: {source: Line2, edge: falling}",
+            GenicamSource(
+                kind="genicam",
+                device="cam",
+                pixel_format="BayerRG8",
+                trigger=CameraTrigger(source="Line2", edge="falling"),
+                **expected,
+            ),
+        ),
+    ]
+    for written, source in kinds:
+        source_of(path, f"{written}; {shared}")
+        assert load_config(path).source == source
+
+
+@pytest.mark.parametrize(
+    ("written", "fault"),
+    [
+        (
+            "kind: camera; device: 0; rotation: 45",
+            "station.yaml:11: 'source.rotation' is 45; input should be 0, 90, 180 or 270",
+        ),
+        ("kind: camera; device: 0; exposure_us: 0", "station.yaml:11: 'source.exposure_us' is 0; input should be gr"),
+        (
+            "kind: camera; device: 0; trigger: {}",
+            "station.yaml:11: unknown key 'source.trigger'; expected one of: black_level, device",
+        ),
+        ("kind: camera; device: 0; region: {x: 4}", "station.yaml:11: key 'source.region.width' is missing; add it"),
+        ("kind: camera; device: 0; black_level: 256", "station.yaml:11: 'source.black_level' is 256; input should be less"),
+        ("kind: csi; width: 64; height: 64", "station.yaml:8: key 'source.frame_rate' is missing; add it"),
+        ("kind: genicam; trigger: {edge: up}", "station.yaml:10: 'source.trigger.edge' is 'up'; input should be 'rising' or"),
+        (
+            "kind: genicam; trigger: {line: 0}",
+            "station.yaml:10: unknown key 'source.trigger.line'; expected one of: edge, source",
+        ),
+        (
+            "kind: gige; device: 0",
+            "station.yaml:8: 'source' is of kind 'gige', expected one of: 'replay', 'camera', 'csi'",
+        ),
+    ],
+)
+def test_settings_that_are_none(path: Path, written: str, fault: str) -> None:
+    source_of(path, written)
+    found = faults_of(path)
+    assert any(line.startswith(fault) for line in found), found
+
+
 def test_doubled_keys_at_any_depth(path: Path) -> None:
     path.write_text(GOOD.replace("threads: 2", "threads: 2\nthreads: 3").replace("  fps: 4.5", "  fps: 4.5\n  fps: 9"))
     assert faults_of(path) == [
@@ -291,7 +376,8 @@ def test_the_examples_are_valid() -> None:
     deploy = Path(__file__).parent.parent / "deploy"
     for example in deploy.glob("*.yaml"):
         rejector_setup(load_config(example))
-    assert len(list(deploy.glob("*.yaml"))) == 2
+    kinds = {load_config(example).source.kind for example in deploy.glob("*.yaml")}
+    assert kinds == {"replay", "camera", "csi", "genicam"}
 
 
 EVIDENCE = """\

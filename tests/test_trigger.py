@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import json
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Protocol, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import edge.camera
 from edge import StationError
 from edge.agreement import Address
 from edge.commands import Handlers
 from edge.control import ControlServer
 from edge.intake import read_triggers
-from edge.part_ref import Refusals
+from edge.live import LiveCamera
+from edge.part_ref import QueuedReferences, ReferencedCamera, Refusals
+from edge.presence import Presence
+from edge.presence_camera import AheadCamera, PresenceCamera
+from edge.sections import LiveSource
 from edge.trigger import BacklogError, LineTriggers, SoftwareTriggers, TimerTriggers, Trigger, TriggeredCamera, Triggers
 from edge.verdict import Arrival, Frame, Missing
+from tests.fake_device import FakeDevice
 from tests.fakes import FakeClock, flat
 
 LIMIT = 3
@@ -299,17 +306,20 @@ def test_a_timer_says_how_late_a_missed_part_was() -> None:
 
 
 class Camera:
-    """Frames with these times; None is a part without a picture."""
+    """Frames with these times; a negative one is that of a part without a picture."""
 
-    def __init__(self, captured_ns: list[int | None], error: StationError | None = None) -> None:
+    healthy = True
+    status = ""
+
+    def __init__(self, captured_ns: list[int], error: StationError | None = None) -> None:
         self._captured_ns = captured_ns
         self._error = error
         self.closed = 0
 
     def frames(self) -> Iterator[Arrival]:
         for index, at_ns in enumerate(self._captured_ns, start=1):
-            if at_ns is None:
-                yield Missing(index, 0, str(index), "frozen")
+            if at_ns < 0:
+                yield Missing(index, -at_ns, str(index), "frozen")
             else:
                 yield Frame(flat(index), index, at_ns, at_ns, str(index))
         if self._error is not None:
@@ -323,7 +333,7 @@ def seen(arrivals: Iterator[Arrival]) -> list[tuple[int, int, str, bool]]:
     return [(arrival.part, arrival.trigger_ns, arrival.source, isinstance(arrival, Frame)) for arrival in arrivals]
 
 
-def lined(captured_ns: list[int | None], coming: list[tuple[int, int] | None]) -> TriggeredCamera:
+def lined(captured_ns: list[int], coming: list[tuple[int, int] | None]) -> TriggeredCamera:
     return TriggeredCamera(Camera(captured_ns), LineTriggers(Line(coming)))
 
 
@@ -355,7 +365,7 @@ def test_a_part_without_a_picture_keeps_its_reason_and_its_reference() -> None:
     triggers = SoftwareTriggers(FakeClock(10))
     triggers.trigger("S-7")
     triggers.close()
-    (arrival,) = TriggeredCamera(Camera([None]), triggers).frames()
+    (arrival,) = TriggeredCamera(Camera([-15]), triggers).frames()
     assert arrival == Missing(1, 10, "1", "frozen", "S-7")
 
 
@@ -401,7 +411,7 @@ def test_a_replay_gives_each_part_its_next_picture_though_all_triggered_at_once(
     triggers = SoftwareTriggers(FakeClock(50))
     for number in range(1, 5):
         triggers.trigger(f"S-{number}")
-    arrivals = list(TriggeredCamera(Camera([5, 60, None]), triggers, replayed=True).frames())
+    arrivals = list(TriggeredCamera(Camera([5, 60, -70]), triggers, replayed=True).frames())
     assert seen(iter(arrivals)) == [(1, 50, "1", True), (2, 50, "2", True), (3, 50, "3", False), (4, 50, "trigger", False)]
     assert [arrival.part_ref for arrival in arrivals] == ["S-1", "S-2", "S-3", "S-4"]
     assert [arrival.captured_ns for arrival in arrivals if isinstance(arrival, Frame)] == [50, 60]  # never before its trigger
@@ -428,7 +438,68 @@ def test_a_lost_rejector_ends_the_run() -> None:
         list(TriggeredCamera(Camera([5]), LineTriggers(line)).frames())
 
 
+def test_a_bad_frame_of_before_the_trigger_is_not_the_parts() -> None:
+    frames = lined([-5, -9, 12, -19, -20], [(1, 10), None, (2, 20), None]).frames()
+    assert seen(itertools.islice(frames, 2)) == [(1, 10, "3", True), (2, 20, "5", False)]
+
+
+@pytest.mark.parametrize(
+    "join",
+    [
+        lambda camera: TriggeredCamera(camera, LineTriggers(Line())),
+        lambda camera: ReferencedCamera(camera, QueuedReferences(FakeClock(), min_age_ns=0, max_age_ns=1)),
+        lambda camera: PresenceCamera(camera, cast("Presence", None), FakeClock()),
+        lambda camera: AheadCamera(lambda go: camera),
+    ],
+    ids=["triggered", "referenced", "presence", "ahead"],
+)
+def test_whatever_is_joined_to_a_camera_is_as_healthy_as_the_camera(join: Callable[[Camera], edge.camera.Camera]) -> None:
+    camera = Camera([])
+    with contextlib.closing(join(camera)) as joined:
+        assert (joined.healthy, joined.status) == (True, "")
+        camera.healthy, camera.status = False, "unplugged"
+        assert (joined.healthy, joined.status) == (False, "unplugged")
+
+
 def test_closing_closes_the_camera() -> None:
     camera = Camera([])
     TriggeredCamera(camera, LineTriggers(Line())).close()
     assert camera.closed == 1
+
+
+def test_a_live_camera_gives_each_part_its_own_frame_and_a_part_that_it_was_lost_for_none() -> None:
+    clock = FakeClock()
+    device = FakeDevice(clock)
+    live = LiveCamera(device, LiveSource(), clock, parts_by_trigger=True)
+    line = Line()
+    frames = TriggeredCamera(live, LineTriggers(line)).frames()
+
+    def trigger(part: int) -> None:
+        line.heard.append((part, clock.now_ns()))
+        clock.advance_ms(5)
+
+    device.feed(flat(11))  # before any part
+    clock.advance_ms(20)
+    trigger(1)
+    device.feed(flat(12), flat(13))  # the station is slow to ask; the first after the trigger is the part's
+    clock.advance_ms(20)
+    device.feed(flat(14))
+    assert grey_of(next(frames)) == 12
+    device.hang()
+    clock.advance_ms(2001)
+    trigger(2)
+    lost = next(frames)
+    assert isinstance(lost, Missing)
+    assert (lost.part, lost.reason) == (2, "camera fake: no new frame for 2 s")
+    device.let_go()
+    device.feed(flat(15))  # it was opened again
+    clock.advance_ms(20)
+    trigger(3)
+    device.feed(flat(16))
+    assert grey_of(next(frames)) == 16
+    live.close()
+
+
+def grey_of(arrival: Arrival) -> int:
+    assert isinstance(arrival, Frame)
+    return int(arrival.image[0, 0, 0])
