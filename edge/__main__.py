@@ -1,4 +1,4 @@
-"""The edge door: `python -m edge replay|run|check|empty|lines|pulse|audit|export`."""
+"""The edge door: `python -m edge replay|run|record|label|check|empty|lines|pulse|audit|export`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import cv2
 
 from calibration.record import load_calibration
-from edge import StationError
+from edge import StationError, record
 from edge.audit import audit, export_csv, export_images
 from edge.camera import Camera
 from edge.check import check_station
@@ -85,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     export.add_argument("--images", type=Path, metavar="DIR")
     export.add_argument("--evidence", type=Path, metavar="DIR", help="default: evidence beside the journal")
     export.set_defaults(run=_export)
+    record.add_to(commands)
     arguments = parser.parse_args(argv)
     return console.run_door(arguments.run, arguments)
 
