@@ -16,7 +16,7 @@ from pathlib import Path
 import cv2
 
 from calibration.record import load_calibration
-from edge import StationError, record
+from edge import StationError, label, record
 from edge.audit import audit, export_csv, export_images
 from edge.camera import Camera
 from edge.check import check_station
@@ -86,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     export.add_argument("--evidence", type=Path, metavar="DIR", help="default: evidence beside the journal")
     export.set_defaults(run=_export)
     record.add_to(commands)
+    label.add_to(commands)
     arguments = parser.parse_args(argv)
     return console.run_door(arguments.run, arguments)
 
@@ -193,6 +194,8 @@ def _audit(arguments: argparse.Namespace) -> int:
         console.say(f"gap: {gap}")
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(report.kinds.items()))
     console.say(f"{report.rows} rows ({kinds}), head: row {report.head.row} {report.head.hash}")
+    if report.labels.row > 0:
+        console.say(f"{report.labels.row} labels, head: row {report.labels.row} {report.labels.hash}")
     if report.broken is not None:
         console.say(f"BROKEN  {arguments.journal}: {report.broken}")
         return console.NO

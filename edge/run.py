@@ -22,6 +22,7 @@ from edge.rejector import ProcessRejector, Rejector
 from edge.schedule import Count
 from edge.sections import DryRun, FolderSource, StationConfig
 from edge.station import Station, Statistics
+from edge.truth import newest_label
 from edge.verdict import Outcome, Verdict
 from edge.worker import InspectorThread
 from engines import __version__, console
@@ -53,7 +54,8 @@ def run_station(config: StationConfig, calibration: Calibration, open_rejector: 
         closing.callback(rejector.close)
         intake = Intake(config, camera, rejector, beat, journal.later)
         closing.callback(intake.close)
-        journal.event("started", {"version": __version__, "station": config.station, "calibration": calibration.model_dump()})
+        begins = {"version": __version__, "station": config.station, "calibration": calibration.model_dump()}
+        journal.event("started", {**begins, "labels": newest_label(config.journal)})
         heads.note(journal.head, due=True)
         console.say(
             f"{config.station} ready: threshold {calibration.threshold:.6g}, deadline {config.deadline_ms:g} ms,"

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from edge import StationError
 from edge.audit import audit
-from edge.chain import APPLICATION_ID
+from edge.chain import JOURNAL
 from edge.journal import SqliteJournal
 from edge.verdict import Arrival, Frame, Missing, Outcome, Verdict
 from tests.fakes import FakeClock, flat, journal_rows, tiny_calibration
@@ -495,7 +495,7 @@ def test_a_newer_journal_is_refused(path: Path) -> None:
     pragma(path, "user_version", 1)
     opened(path).close()
     with contextlib.closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("PRAGMA application_id").fetchone() == (APPLICATION_ID,)
+        assert connection.execute("PRAGMA application_id").fetchone() == (JOURNAL.application_id,)
 
 
 def test_a_death_before_the_tables_were_made_leaves_an_empty_journal(path: Path) -> None:
