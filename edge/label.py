@@ -149,8 +149,8 @@ def _checked(run: str, part: int, truth: str, kind: str | None, by: str | None, 
 
 def _print_list(left: Sequence[Judged], first: int) -> None:
     for part in left[:first]:  # no table: it would shorten a run's name, which a label needs
-        line = f"{part.run}  part {part.part:6d}  {part.outcome.value:6}  score {part.score:.6g}, {part.below:.4g} below the threshold"
-        console.say(f"{line}  {part.picture or part.source}")
+        line = f"{part.run}  part {part.part:6d}  {part.outcome.value:6}  score {part.score:.6g}"
+        console.say(f"{line}, {part.below:.4g} below the threshold  {part.picture or part.source}")
     more = f", and {len(left) - first} more (--first {len(left)})" if len(left) > first else ""
     console.say(f"{min(first, len(left))} parts that nobody looked at{more}")
 
