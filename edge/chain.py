@@ -184,7 +184,12 @@ def open_for_reading(path: Path, layout: Layout = JOURNAL) -> sqlite3.Connection
 
 
 def refuse_other_files(path: Path) -> None:
-    """Raises StationError for a file that is no SQLite database; an empty or missing one may become one."""
+    """Raises StationError for a file that is no SQLite database; an empty or missing one may become one.
+
+    One with a rollback journal beside it was cut off while SQLite made it, which SQLite then undoes.
+    """
+    if os.path.exists(f"{path}-journal"):
+        return
     try:
         with path.open("rb") as file:
             start = file.read(len(_SQLITE))

@@ -16,7 +16,7 @@ from calibration.copies import Gallery, thumbnail
 from calibration.looks import Looks, grey_of, look, oddities
 from edge import StationError
 from engines import EngineError
-from engines.atomic import write_file
+from engines.atomic import make_folder, write_file
 from engines.images import Image, encode_png, list_images, pixel_digest, read_image
 from engines.ldknn import Floats, Progress
 from engines.preprocess import MIN_SIDE_PX
@@ -80,7 +80,7 @@ class TrainingFolder:
             StationError: a file, a folder that cannot be written, or one that another recorder writes to.
         """
         try:
-            root.mkdir(parents=True, exist_ok=True)
+            make_folder(root)
             self._lock = _lock(root)
         except OSError as error:
             raise StationError(f"{root}: cannot be written ({error.strerror or error}); give a folder for pictures") from None
@@ -142,7 +142,7 @@ class TrainingFolder:
             if found:
                 name = _aside_name(_number(Path(picture.file)), found[0].problem)
                 try:
-                    (self.root / ASIDE).mkdir(exist_ok=True)
+                    make_folder(self.root / ASIDE)
                     os.rename(self.good / picture.file, self.root / name)
                 except OSError as error:
                     raise StationError(f"{self.root / name}: cannot be written ({error.strerror or error})") from None
