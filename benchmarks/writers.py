@@ -1,7 +1,7 @@
 """Programs that write what a station writes, round after round, and what must be true of what they left when they were cut off.
 
-`python -m benchmarks.writers NAME FOLDER` writes a `+` to its standard output before each round and a `-` once the round is
-promised to last. `benchmarks.crashes` kills it, `benchmarks.power_loss` records its system calls.
+`python -m benchmarks.writers NAME FOLDER` writes a `.` to its standard output when it begins, a `+` before each round, and a
+`-` once the round is promised to last. `benchmarks.crashes` kills it, `benchmarks.power_loss` records its system calls.
 """
 
 from __future__ import annotations
@@ -288,6 +288,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.mutant is not None:
         MUTANTS[arguments.mutant]()
     edge.journal._CHECKPOINT_ROWS = 4  # so that a short record sees checkpoints
+    os.write(1, b".")
     WRITERS[arguments.name].write(arguments.folder, _rounds(arguments.rounds))
     return 0
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import os
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -152,7 +153,7 @@ def read_label_rows(journal: Path) -> list[Row]:
     if not path.exists() or path.stat().st_size == 0:
         return []
     try:
-        with contextlib.closing(open_for_reading(path, LABELS)) as connection:
+        with contextlib.closing(_open_whole(path)) as connection:
             return list(walk(connection, LABELS))
     except EmptyError:
         return []
@@ -172,7 +173,7 @@ def newest_label(journal: Path) -> dict[str, object] | None:
     if not path.exists():
         return None
     try:
-        with contextlib.closing(open_for_reading(path, LABELS)) as connection:
+        with contextlib.closing(_open_whole(path)) as connection:
             head = last_head(connection)
     except EmptyError:
         return None
@@ -262,6 +263,17 @@ def _fault(label: Label, parts: dict[Key, Judged]) -> str | None:
             f"part {label.part} of run {label.run} was a {part.outcome.value} without a score; expected a part that was judged"
         )
     return None
+
+
+def _open_whole(path: Path) -> sqlite3.Connection:
+    """Open for reading; a file that was cut off while it was made is first made empty again, which reading alone cannot."""
+    if os.path.exists(f"{path}-journal"):
+        try:
+            with contextlib.closing(sqlite3.connect(path)) as connection:
+                is_new(connection, path, LABELS)
+        except sqlite3.Error as error:
+            raise StationError(f"{path}: cannot be read ({error}); check the disk and permissions") from None
+    return open_for_reading(path, LABELS)
 
 
 @contextlib.contextmanager
