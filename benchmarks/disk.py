@@ -185,11 +185,9 @@ class Disk:
         """What the disk may show if the power fails now; some come twice."""
         waiting = [change for change in self._changes if not change.durable]
         half = len(waiting) // 2
-        subsets = {tuple(waiting[:count]) for count in (0, half, len(waiting) - 1, len(waiting)) if count >= 0}
-        subsets.add(tuple(waiting[-1:]))
-        for kept in subsets:
-            chosen = set(kept)
-            tree = self._tree(chosen)
+        beginnings = [tuple(waiting[:count]) for count in (0, half, len(waiting) - 1, len(waiting)) if count >= 0]
+        for kept in dict.fromkeys([*beginnings, tuple(waiting[-1:])]):
+            tree = self._tree(set(kept))
             for show in self._shows():
                 yield {path: None if isinstance(node, Folder) else show(node) for path, node in tree.items()}
 
