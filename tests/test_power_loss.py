@@ -38,7 +38,7 @@ def test_after_a_power_cut_the_station_starts_again_and_what_was_promised_is_the
 
 @pytest.mark.parametrize(("writer", "mutant"), MUTATIONS)
 def test_a_program_that_does_not_sync_is_found_out(writer: str, mutant: str, memory: Path) -> None:
-    assert cut_power(writer, memory, rounds=1, mutant=mutant, every=5).wrong > 0
+    assert cut_power(writer, memory, rounds=2, mutant=mutant, every=3).wrong > 0
 
 
 @pytest.mark.parametrize("writer", WRITERS)
