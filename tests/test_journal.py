@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import sqlite3
+import struct
 import subprocess
 import sys
 import threading
@@ -534,3 +535,16 @@ def test_closing_twice_is_harmless_and_writing_after_it_refused(path: Path) -> N
     journal.close()
     with pytest.raises(StationError, match="cannot be written"):
         journal.announce(arrival())
+
+
+def test_a_journal_that_a_power_cut_interrupted_while_it_was_made_starts_anew(tmp_path: Path) -> None:
+    """Its first page never came to the disk; the rollback journal, which did, says that the file was empty before."""
+    path = tmp_path / "journal.db"
+    path.write_bytes(bytes(4096))
+    header = bytes.fromhex("d9d505f920a163d7") + struct.pack(">IIIII", 0, 1, 0, 512, 4096)
+    Path(f"{path}-journal").write_bytes(header.ljust(512, b"\0"))
+    kept = SqliteJournal(path, "run-1", tiny_calibration(), FakeClock())
+    kept.event("started", {})
+    kept.close()
+    assert audit(path).broken is None
+    assert [row["kind"] for row in journal_rows(path)] == ["event"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import pytest
 from edge import StationError
 from edge.__main__ import main
 from edge.label import read_csv
-from edge.truth import Label, labels_path, read_labels
+from edge.truth import Label, labels_path, read_labels, read_parts
+from tests.fakes import write_station
 from tests.test_truth import six_parts
 
 HEADER = "run,part,truth,kind,by,note\n"
@@ -122,3 +124,27 @@ def test_every_wrong_line_is_named_up_to_ten(tmp_path: Path) -> None:
 def test_a_missing_file_is_one_error(tmp_path: Path) -> None:
     with pytest.raises(StationError, match="cannot be read"):
         read_csv(tmp_path / "none.csv", None)
+
+
+def test_the_next_start_of_the_station_holds_the_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config, kept = write_station(tmp_path), tmp_path / "journal.db"
+    assert main(["run", "--config", str(config)]) == 0
+    ((run, part), *_) = read_parts(kept)
+    assert label(kept, "--run", run, "--part", str(part), "--ok", "--by", "Anna") == 0
+    assert main(["run", "--config", str(config)]) == 0
+    capsys.readouterr()
+    assert main(["audit", "--journal", str(kept)]) == 0
+    assert "1 labels, head: row 1 " in capsys.readouterr().out
+    labels_path(kept).unlink()
+    assert main(["audit", "--journal", str(kept)]) == 1
+    assert "journal.db-labels: label 1: not there as the journal holds it" in capsys.readouterr().out
+
+
+def test_what_is_exported_says_the_truth_beside_the_verdict(journal: Path, tmp_path: Path) -> None:
+    assert label(journal, "--run", "run-1", "--part", "2", "--ng", "--kind", "scratch", "--by", "Anna") == 0
+    assert main(["export", "--journal", str(journal), "--csv", str(tmp_path / "out.csv")]) == 0
+    with (tmp_path / "out.csv").open(newline="") as file:
+        rows = {row["part"]: row for row in csv.DictReader(file)}
+    columns = ("truth", "truth_kind", "truth_by", "truth_note")
+    assert [rows["2"][column] for column in columns] == ["NG", "scratch", "Anna", ""]
+    assert [rows["1"][column] for column in columns] == ["", "", "", ""]
