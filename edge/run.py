@@ -54,8 +54,7 @@ def run_station(config: StationConfig, calibration: Calibration, open_rejector: 
         closing.callback(rejector.close)
         intake = Intake(config, camera, rejector, beat, journal.later)
         closing.callback(intake.close)
-        begins = {"version": __version__, "station": config.station, "calibration": calibration.model_dump()}
-        journal.event("started", {**begins, "labels": newest_label(config.journal)})
+        journal.event("started", _begins(config, calibration))
         heads.note(journal.head, due=True)
         console.say(
             f"{config.station} ready: threshold {calibration.threshold:.6g}, deadline {config.deadline_ms:g} ms,"
@@ -103,6 +102,11 @@ def _status(config: StationConfig, calibration: Calibration, station: Station, i
     outcomes = {outcome.value: station.statistics.outcomes[outcome] for outcome in Outcome}
     parts = {"station": config.station, "recipe": calibration.recipe, "parts": sum(outcomes.values()), "outcomes": outcomes}
     return {**parts, "trigger": config.triggered.kind, "intake": intake.counts()}
+
+
+def _begins(config: StationConfig, calibration: Calibration) -> dict[str, object]:
+    labels = newest_label(config.journal)
+    return {"version": __version__, "station": config.station, "calibration": calibration.model_dump(), "labels": labels}
 
 
 def _close_journal(journal: SqliteJournal, heads: HeadKeeper) -> None:
