@@ -8,9 +8,12 @@ import math
 import time
 from pathlib import Path
 
+from edge.clock import SystemClock
 from edge.config import load_config
+from edge.intake import make_presence
+from edge.presence_camera import PresenceCamera
 from edge.run import open_camera
-from edge.sections import FolderSource, StationConfig
+from edge.sections import FolderSource, PresenceTrigger, StationConfig
 from edge.training_folder import Refused, TrainingFolder
 from edge.verdict import Missing
 from engines import EngineError, __version__, console
@@ -70,6 +73,8 @@ def _collect(folder: TrainingFolder, config: StationConfig, arguments: argparse.
         try:
             camera = open_camera(config, beat)
             closing.callback(camera.close)
+            if isinstance(config.triggered, PresenceTrigger):
+                camera = PresenceCamera(camera, make_presence(config.triggered), SystemClock(), beat)
             for arrival in camera.frames():
                 beat()
                 if isinstance(arrival, Missing):

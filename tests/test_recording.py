@@ -8,10 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import edge.record as door_of_record
 from edge.__main__ import main
+from edge.presence import learn_empty
+from engines.images import Image, read_image
 from tests.fakes import write_pictures
 from tests.test_audit import part
 
@@ -113,3 +116,25 @@ def test_ctrl_c_ends_in_order_with_what_was_collected(config: Path, more: tuple[
     written = json.loads(notes.read_text())
     assert written["reason"] == "interrupted"
     assert [kept["file"] for kept in written["kept"]] == sorted(path.name for path in out.glob("part-*.png"))
+
+
+def test_with_a_presence_trigger_whole_parts_alone_are_kept(
+    tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = np.full((256, 256, 3), 90, np.uint8)
+    learn_empty([empty] * 10, None, 0.02).save(tmp_path / "empty.npz")
+
+    def at(seed: int, place: int) -> Image:
+        image = empty.copy()
+        image[40:200, max(0, place) : place + 160] = part(seed)[:, max(0, -place) :]
+        return image
+
+    belt = [frame for seed in range(3) for frame in (empty, at(seed, -60), at(seed, 40), at(seed, 60))]
+    for path in (tmp_path / "parts").iterdir():
+        path.unlink()
+    write_pictures(tmp_path / "parts", [*belt, empty])
+    config.write_text(config.read_text() + "trigger:\n  kind: presence\n  empty: empty.npz\n")
+    assert record(config) == 0
+    assert "kept 3 pictures" in capsys.readouterr().out
+    kept = sorted((tmp_path / "good").glob("part-*.png"))
+    assert [np.array_equal(read_image(path), at(seed, 40)) for seed, path in enumerate(kept)] == [True] * 3
