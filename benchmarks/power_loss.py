@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.disk import Disk, DiskError, digest, materialise, read_log, record
+from benchmarks.disk import Disk, digest, materialise
+from benchmarks.strace import DiskError, read_log, record
 from benchmarks.writers import WRITERS, check
 from engines import console
 from engines.atomic import write_file

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.disk import Disk, DiskError, State, digest, materialise, read_log
+from benchmarks.disk import Disk, State, digest, materialise
+from benchmarks.strace import DiskError, read_log
 
 ROOT = "/r"
 

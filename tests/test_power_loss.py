@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import benchmarks.power_loss as door
-from benchmarks.disk import DiskError
 from benchmarks.power_loss import MUTATIONS, Found, cut_power
+from benchmarks.strace import DiskError
 from benchmarks.writers import WRITERS, check
 
 
