@@ -1,12 +1,12 @@
-"""Kills a process that writes a journal, at random points, and looks at what it left.
+"""Kills processes that write what a station writes, at random points, and looks at what they left.
 
 `python -m benchmarks.crashes --points 200` starts a writer on one journal again and again, kills it with SIGKILL at a random
 time, and checks the journal each time: it opens, its chain is whole, every part that was acted on has its row, no row is
 there twice, and at most one part, the one in flight, has no verdict of its own and is recorded as FAULT by the next start.
-It ends with 1 if anything else is found.
+Then the same number of kills for each of `benchmarks.writers`, each in a folder of its own: evidence, labels, a calibration
+that is written again and again, a bundle that is replaced, pictures that are recorded. It ends with 1 if anything is wrong.
 
-SIGKILL leaves the operating system running. Power cuts are not tried here: that the rows survive them is SQLite's promise for
-`synchronous=FULL` in WAL mode, and the disk's, which must not lie about its cache.
+SIGKILL leaves the operating system running; `benchmarks.power_loss` cuts the power, on a model of the disk.
 """
 
 from __future__ import annotations
@@ -24,12 +24,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from calibration.record import Calibration
+from benchmarks.writers import WRITERS, check
 from edge.audit import audit
 from edge.chain import PART, open_for_reading, walk
 from edge.clock import SystemClock
 from edge.journal import SqliteJournal
-from edge.judge import row_fields
 from edge.verdict import Outcome
 from engines import console
 from engines.atomic import write_file
@@ -39,7 +38,7 @@ _LONGEST_S = 0.15
 _WRITER = """
 import os, sys
 from pathlib import Path
-from benchmarks.crashes import JUDGED_WITH
+from benchmarks.writers import JUDGED_WITH
 from edge.clock import SystemClock
 from edge.journal import SqliteJournal
 from edge.verdict import Missing, Outcome, Verdict
@@ -54,23 +53,6 @@ while True:
     journal.verdict(Verdict(part, Outcome.PASS, 0.5, 1.0, 1.0, "r" * (part % 50), "part.png"))
     os.write(1, b"-")
 """
-
-CALIBRATION = Calibration(
-    station="line-1",
-    camera="camera-1",
-    recipe="none",
-    threshold=1.0,
-    bundle_digest="0" * 64,
-    backend="none",
-    precision="fp32",
-    engine_digest="0" * 64,
-    n=1,
-    rate=0.5,
-    method="none",
-    when="2024-01-01T00:00:00+00:00",
-    who="benchmark",
-)
-JUDGED_WITH = row_fields("none", CALIBRATION)
 
 
 @dataclass(frozen=True)
@@ -87,6 +69,16 @@ class Crash:
     acted: int
     kept: int
     recovered: int
+    wrong: str | None
+
+
+@dataclass(frozen=True)
+class Kill:
+    """What one kill of one of `benchmarks.writers` left: rounds begun, rounds promised to last, and what is wrong."""
+
+    writer: str
+    begun: int
+    acked: int
     wrong: str | None
 
 
@@ -135,6 +127,21 @@ def crash(path: Path, run: str, delay_s: float) -> Crash:
     return Crash(begun, acted, kept, recovered, wrong)
 
 
+def kill(writer: str, folder: Path, delay_s: float) -> Kill:
+    """Start a writer below an empty folder, kill it `delay_s` after it begins, start again, and look."""
+    command = [sys.executable, "-m", "benchmarks.writers", writer, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parent.parent) as process:
+        assert process.stdout is not None
+        ready = process.stdout.read(1)
+        time.sleep(delay_s)
+        process.kill()
+        trace = process.stdout.read().decode()
+    if ready != b"." or process.returncode != -9:
+        return Kill(writer, 0, 0, f"the writer ended by itself, with {process.returncode}")
+    begun, acked = trace.count("+"), trace.count("-")
+    return Kill(writer, begun, acked, check(writer, folder, begun, acked))
+
+
 def _run(arguments: argparse.Namespace) -> int:
     draw = random.Random(arguments.seed)
     points = 10 if arguments.quick else arguments.points
@@ -144,8 +151,13 @@ def _run(arguments: argparse.Namespace) -> int:
             delay_s = draw.uniform(0, _LONGEST_S) if point % 3 else draw.uniform(0, 0.02)  # a third while it opens the journal
             crashes.append(crash(Path(folder) / "journal.db", f"run-{point}", delay_s))
             advance(point + 1, points)
+        kills = []
+        for number, writer in enumerate(name for name in WRITERS for _ in range(points)):
+            advance(number, points * len(WRITERS), writer)
+            with tempfile.TemporaryDirectory(dir=folder) as own:
+                kills.append(kill(writer, Path(own), draw.uniform(0, _LONGEST_S)))
     wrong = [found.wrong for found in crashes if found.wrong is not None]
-    for line in wrong:
+    for line in (*wrong, *(f"{found.writer}: {found.wrong}" for found in kills if found.wrong is not None)):
         console.say(f"WRONG  {line}")
     rows = [
         ("kills", len(crashes)),
@@ -156,11 +168,20 @@ def _run(arguments: argparse.Namespace) -> int:
         ("parts begun and not yet announced", sum(found.begun - found.kept - found.recovered for found in crashes)),
         ("journals that were not as they should be", len(wrong)),
     ]
-    console.table("kill -9 of a writer", ("", "count"), rows)
+    console.table("kill -9 of a writer of one journal", ("", "count"), rows)
+    columns = ("writer", "kills", "rounds begun", "promised to last", "wrong")
+    console.table("kill -9 of other writers", columns, [_row(name, kills) for name in WRITERS])
     console.say(f"on {machine()}")
     if arguments.json is not None:
-        write_file(arguments.json, (json.dumps([asdict(found) for found in crashes], indent=1) + "\n").encode())
-    return console.DONE if not wrong else console.NO
+        figures = {"journal": [asdict(found) for found in crashes], "writers": [asdict(found) for found in kills]}
+        write_file(arguments.json, (json.dumps(figures, indent=1) + "\n").encode())
+    return console.DONE if not wrong and all(found.wrong is None for found in kills) else console.NO
+
+
+def _row(writer: str, kills: Sequence[Kill]) -> tuple[str, int, int, int, int]:
+    of = [found for found in kills if found.writer == writer]
+    wrong = sum(found.wrong is not None for found in of)
+    return writer, len(of), sum(found.begun for found in of), sum(found.acked for found in of), wrong
 
 
 if __name__ == "__main__":

@@ -19,10 +19,11 @@ _THUMB_PX = 128
 _MARGIN_PX = 6  # of a thumbnail: shifts up to 5 % of the image are found
 _COARSE_PX = 48
 _COARSE_MARGIN_PX = 3
-_CANDIDATES = 8
-_REFERENCE_PAIRS = 8
+SIDE_PX = _COARSE_PX - 2 * _COARSE_MARGIN_PX
+CANDIDATES = 8
+REFERENCE_PAIRS = 8
 _FEWEST = 8  # images for which there is a usual difference
-_NEAR_FEW = 0.01  # limit in sets with fewer
+_NEAR_FEW = 0.002  # limit in sets with fewer: what a camera's noise makes of one scene
 _FLAT = 0.5  # grey levels: a thumbnail with less structure than this holds noise only
 
 
@@ -72,6 +73,11 @@ def thumbnail(grey: npt.NDArray[np.uint8]) -> Floats:
     return np.asarray(cv2.GaussianBlur(small, (0, 0), 1) - cv2.GaussianBlur(small, (0, 0), _THUMB_PX / 16))
 
 
+def flat(thumb: Floats) -> bool:
+    """True where a thumbnail has no structure to be alike in."""
+    return bool(thumb.std() <= _FLAT)
+
+
 def find_twins(thumbs: Sequence[Floats], near: Nearness) -> Twins:
     """Pairs of pictures that show the same part; thumbnails without structure are nobody's twins.
 
@@ -82,33 +88,42 @@ def find_twins(thumbs: Sequence[Floats], near: Nearness) -> Twins:
     Returns:
         Pairs ordered by their places. Of each picture its eight nearest are looked at.
     """
-    kept = [place for place, thumb in enumerate(thumbs) if thumb.std() > _FLAT]
+    kept = [place for place, thumb in enumerate(thumbs) if not flat(thumb)]
     structured = [thumbs[place] for place in kept]
     if len(kept) < 2:
         return Twins((), _NEAR_FEW)
-    limit = _limit(structured, near)
+    limit = limit_of(_usual(structured), len(structured), near)
     pairs = []
     for earlier, later in _candidate_pairs(structured):
-        difference = _difference(structured[earlier], structured[later])
-        if difference < limit:
-            pairs.append(Twin(kept[earlier], kept[later], difference))
+        differs = difference(structured[earlier], structured[later])
+        if differs < limit:
+            pairs.append(Twin(kept[earlier], kept[later], differs))
     return Twins(tuple(pairs), limit)
 
 
-def _limit(thumbs: Sequence[Floats], near: Nearness) -> float:
-    """From the lower quartile of the differences between distant images: a quartile, so that bursts do not set it."""
-    count = len(thumbs)
+def limit_of(usual: Sequence[float], count: int, near: Nearness) -> float:
+    """The difference below which pictures are twins, in a set of `count` whose members usually differ by `usual`.
+
+    It is taken from the lower quartile, so that bursts of frames do not set it.
+    """
     if count < _FEWEST:
         return _NEAR_FEW
-    steps = np.unique(np.linspace(1, count - 1, _REFERENCE_PAIRS + 2, dtype=int)[1:-1])
-    usual = [_difference(thumbs[i], thumbs[(i + step) % count]) for i in range(count) for step in steps]
     quartile = float(np.percentile(usual, 25))
     if quartile < near.varied:
         near = NEAR_COPIES
     return min(near.most, near.share * quartile)
 
 
-def _difference(one: Floats, other: Floats) -> float:
+def _usual(thumbs: Sequence[Floats]) -> list[float]:
+    """Differences between images that stand far apart in the set."""
+    count = len(thumbs)
+    if count < _FEWEST:
+        return []
+    steps = np.unique(np.linspace(1, count - 1, REFERENCE_PAIRS + 2, dtype=int)[1:-1])
+    return [difference(thumbs[i], thumbs[(i + step) % count]) for i in range(count) for step in steps]
+
+
+def difference(one: Floats, other: Floats) -> float:
     """1 - the largest normalised correlation of the middle of one with the other, over shifts of up to 6 pixels.
 
     The peak is read between pixels too, from a parabola along each axis: half a pixel of a thumbnail is a shift that
@@ -136,22 +151,38 @@ def _candidate_pairs(thumbs: Sequence[Floats]) -> list[tuple[int, int]]:
 
     One matrix product a shift, so that a thousand images take seconds; the products are float32 (n, n).
     """
-    size = (_COARSE_PX, _COARSE_PX)
-    coarse = np.stack([cv2.GaussianBlur(cv2.resize(thumb, size, interpolation=cv2.INTER_AREA), (0, 0), 1) for thumb in thumbs])
-    side, shifts = _COARSE_PX - 2 * _COARSE_MARGIN_PX, range(2 * _COARSE_MARGIN_PX + 1)
-    middle = _unit(coarse[:, _COARSE_MARGIN_PX:-_COARSE_MARGIN_PX, _COARSE_MARGIN_PX:-_COARSE_MARGIN_PX])
+    small = np.stack([coarse(thumb) for thumb in thumbs])
+    middle = unit(middle_of(small))
     alike = np.full((len(thumbs), len(thumbs)), -np.inf, np.float32)
+    shifts = range(2 * _COARSE_MARGIN_PX + 1)
     for down in shifts:
         for right in shifts:
-            np.maximum(alike, middle @ _unit(coarse[:, down : down + side, right : right + side]).T, out=alike)
+            shifted = small[:, down : down + SIDE_PX, right : right + SIDE_PX]
+            np.maximum(alike, middle @ unit(shifted).T, out=alike)
     np.fill_diagonal(alike, -np.inf)
-    count = min(_CANDIDATES, len(thumbs) - 1)
+    count = min(CANDIDATES, len(thumbs) - 1)
     nearest = np.argpartition(alike, -count, axis=1)[:, -count:].tolist()
     return sorted({(min(row, column), max(row, column)) for row, columns in enumerate(nearest) for column in columns})
 
 
-def _unit(patches: npt.NDArray) -> Floats:
+def coarse(thumb: Floats) -> Floats:
+    """A thumbnail at 48 x 48 pixels, float32, for a first look."""
+    small = cv2.resize(thumb, (_COARSE_PX, _COARSE_PX), interpolation=cv2.INTER_AREA)
+    return np.asarray(cv2.GaussianBlur(small, (0, 0), 1))
+
+
+def middle_of(small: Floats) -> Floats:
+    """What of a coarse thumbnail is compared, float32 (..., 42, 42): the rest is room for shifts."""
+    return small[..., _COARSE_MARGIN_PX:-_COARSE_MARGIN_PX, _COARSE_MARGIN_PX:-_COARSE_MARGIN_PX]
+
+
+def windows(small: Floats) -> Floats:
+    """The middle of a coarse thumbnail under each shift, float32 (49, 42, 42)."""
+    return np.lib.stride_tricks.sliding_window_view(small, (SIDE_PX, SIDE_PX)).reshape(-1, SIDE_PX, SIDE_PX)
+
+
+def unit(patches: npt.NDArray) -> Floats:
     """Flatten (n, h, w), take the mean away, scale to length 1: products of rows are normalised correlations."""
-    flat = patches.reshape(len(patches), -1)
-    flat = flat - flat.mean(axis=1, keepdims=True)
-    return np.asarray(flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6))
+    flattened = patches.reshape(len(patches), -1)
+    flattened = flattened - flattened.mean(axis=1, keepdims=True)
+    return np.asarray(flattened / np.maximum(np.linalg.norm(flattened, axis=1, keepdims=True), 1e-6))

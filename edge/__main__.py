@@ -1,4 +1,4 @@
-"""The edge door: `python -m edge replay|run|check|camera|empty|lines|pulse|audit|export`."""
+"""The edge door: `python -m edge COMMAND`; `--help` lists the commands."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import cv2
 
 from calibration.record import load_calibration
-from edge import StationError
+from edge import StationError, label, record
 from edge.audit import audit, export_csv, export_images
 from edge.camera import Camera
 from edge.check import check_station
@@ -80,6 +80,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     pulse.add_argument("--ms", type=console.positive_float, default=200.0, help="how long (default: %(default)g)")
     pulse.add_argument("--yes", action="store_true", help="the conveyor is stopped and nobody's hands are near the ejector")
     pulse.set_defaults(run=_pulse)
+    _add_journal(commands)
+    record.add_to(commands)
+    label.add_to(commands)
+    arguments = parser.parse_args(argv)
+    return console.run_door(arguments.run, arguments)
+
+
+def _add_journal(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     audit_ = commands.add_parser("audit", help="say whether a journal is whole, and what it holds")
     audit_.add_argument("--journal", required=True, type=Path, metavar="FILE")
     kept = audit_.add_mutually_exclusive_group()
@@ -92,8 +100,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     export.add_argument("--images", type=Path, metavar="DIR")
     export.add_argument("--evidence", type=Path, metavar="DIR", help="default: evidence beside the journal")
     export.set_defaults(run=_export)
-    arguments = parser.parse_args(argv)
-    return console.run_door(arguments.run, arguments)
 
 
 def _add_camera(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -278,6 +284,8 @@ def _audit(arguments: argparse.Namespace) -> int:
         console.say(f"gap: {gap}")
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(report.kinds.items()))
     console.say(f"{report.rows} rows ({kinds}), head: row {report.head.row} {report.head.hash}")
+    if report.labels.row > 0:
+        console.say(f"{report.labels.row} labels, head: row {report.labels.row} {report.labels.hash}")
     if report.broken is not None:
         console.say(f"BROKEN  {arguments.journal}: {report.broken}")
         return console.NO

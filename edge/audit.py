@@ -9,15 +9,18 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from edge import StationError
 from edge.chain import EVENT, EVIDENCE, GENESIS, PART, PART_KEYS, ChainError, Head, Row, open_for_reading, walk
+from edge.truth import labels_path, read_label_rows
 from edge.verdict import Outcome
 from engines import EngineError
 from engines.images import pixel_digest, read_image
+
+TRUTH_COLUMNS = ("truth", "truth_kind", "truth_by", "truth_note", "truth_recorded")
 
 
 @dataclass
@@ -56,6 +59,8 @@ class Report:
         kinds: of rows, by kind.
         runs: by name, in order.
         gaps: what the station noted about parts that it could not record, and runs that were interrupted; one line each.
+        labels: the newest label's row.
+        noted: hashes of labels that the journal holds, by their rows.
         broken: the first bad row and how it is bad, or which head is not in the chain; None where all is whole.
     """
 
@@ -64,11 +69,13 @@ class Report:
     runs: dict[str, Run] = field(default_factory=dict)
     gaps: list[str] = field(default_factory=list)
     head: Head = Head(0, GENESIS)  # noqa: RUF009
+    labels: Head = Head(0, GENESIS)  # noqa: RUF009
+    noted: dict[int, str] = field(default_factory=dict)
     broken: str | None = None
 
 
 def audit(path: Path, heads: Sequence[Head] = (), digests: Sequence[str] = ()) -> Report:
-    """Check every row of a journal.
+    """Check every row of a journal and of its labels, and that they hold each other.
 
     Args:
         path: the journal; a station may be writing to it.
@@ -82,6 +89,11 @@ def audit(path: Path, heads: Sequence[Head] = (), digests: Sequence[str] = ()) -
     wanted = {head.row: head for head in heads if head.row > 0}
     unseen = set(digests)
     conflict = next((f"the heads give row {head.row} two hashes" for head in heads if wanted.get(head.row, head) != head), None)
+    try:  # before the journal is read, so that it has the row that each is about
+        labels = _Labels(path)
+        labels_broken = None
+    except ChainError as error:
+        labels, labels_broken = None, f"{labels_path(path).name}: {error}"
     with contextlib.closing(open_for_reading(path)) as connection:
         try:
             for row in walk(connection):
@@ -90,6 +102,8 @@ def audit(path: Path, heads: Sequence[Head] = (), digests: Sequence[str] = ()) -
                 head = wanted.pop(row.number, row.head)
                 if head != row.head and conflict is None:
                     conflict = f"row {row.number}: not the row that was there when its head was kept: rewritten"
+                if labels is not None:
+                    labels.compare(row)
         except ChainError as error:
             report.broken = str(error)
             return report
@@ -98,7 +112,49 @@ def audit(path: Path, heads: Sequence[Head] = (), digests: Sequence[str] = ()) -
         report.broken = f"row {report.rows + 1}: missing, a head of row {max(wanted)} was kept: the end was cut off"
     elif unseen and conflict is None:
         report.broken = f"no row has the hash {min(unseen)}: the end was cut off, or rows were rewritten"
+    if labels is not None:
+        report.labels, labels_broken = labels.head, labels.fault(report.noted)
+    report.broken = report.broken or labels_broken
     return report
+
+
+class _Labels:
+    """The labels of a journal, held against it row by row."""
+
+    def __init__(self, journal: Path) -> None:
+        """Read them. Raises ChainError for the first bad one, StationError where the file is none of labels."""
+        self._journal = journal
+        rows = read_label_rows(journal)
+        self.head = rows[-1].head if rows else Head(0, GENESIS)
+        self._hashes = {row.number: row.hash for row in rows}
+        self._about: dict[int, list[tuple[int, dict[str, object]]]] = {}
+        for row in rows:
+            content = json.loads(row.body)
+            self._about.setdefault(content["row"], []).append((row.number, content))
+        self._wrong: str | None = None
+
+    def compare(self, row: Row) -> None:
+        """Is this row of the journal the one that its labels are about?"""
+        for number, label in self._about.pop(row.number, ()):
+            content = json.loads(row.body)
+            same = row.kind == PART and all(content[key] == label[key] for key in ("run", "part"))
+            if self._wrong is None and (row.hash != label["hash"] or not same):
+                self._wrong = f"label {number}: row {row.number} of the journal is not the verdict that it is about: rewritten"
+
+    def fault(self, noted: Mapping[int, str]) -> str | None:
+        """What is wrong once all rows were compared; `noted` are hashes of labels that the journal holds."""
+        name = labels_path(self._journal).name
+        if self._wrong is not None:
+            return f"{name}: {self._wrong}"
+        if self._about:
+            row, ((number, _), *_) = min(self._about.items())
+            return f"{name}: label {number}: the journal has no row {row}: cut off, or another journal's labels"
+        if noted and max(noted) > self.head.row:  # given while the journal was read?
+            self._hashes = {row.number: row.hash for row in read_label_rows(self._journal)}
+        for row, digest in sorted(noted.items()):
+            if self._hashes.get(row) != digest:
+                return f"{name}: label {row}: not there as the journal holds it: cut off, removed or rewritten"
+        return None
 
 
 def _add(report: Report, row: Row) -> None:
@@ -111,6 +167,9 @@ def _add(report: Report, row: Row) -> None:
         run.add(content["part"], content["outcome"])
     elif row.kind == EVENT:
         details = content["details"]
+        labels = details.get("labels")
+        if content["event"] == "started" and isinstance(labels, dict) and labels.keys() == {"row", "hash"}:
+            report.noted[labels["row"]] = labels["hash"]
         if content["event"] == "stopped":
             run.ended = str(details.get("reason"))
         elif content["event"] == "interrupted":
@@ -126,22 +185,24 @@ def _add(report: Report, row: Row) -> None:
 
 
 def export_csv(path: Path, out: Path) -> int:
-    """Write one line for each part row; returns how many. Stops at the first bad row of a broken chain.
+    """Write one line for each part row, with what a person said of it; returns how many. Stops at the first bad row.
 
     Raises:
         StationError: not a journal, or `out` cannot be written; what stood there still stands.
     """
     count = 0
+    truths = _truths(path)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(
             "w", dir=out.parent, prefix=f".{out.name}.", newline="", encoding="utf-8", errors="backslashreplace", delete=False
         ) as file:
             try:
-                writer = csv.DictWriter(file, ("row", *PART_KEYS))
+                writer = csv.DictWriter(file, ("row", *PART_KEYS, *TRUTH_COLUMNS))
                 writer.writeheader()
                 for row, content in _rows(path, PART):
-                    writer.writerow({"row": row.number} | {key: content.get(key) for key in PART_KEYS})
+                    truth = dict(zip(TRUTH_COLUMNS, truths.get(row.number, ()), strict=False))
+                    writer.writerow({"row": row.number} | {key: content.get(key) for key in PART_KEYS} | truth)
                     count += 1
                 file.flush()
                 os.chmod(file.name, 0o644)
@@ -152,6 +213,16 @@ def export_csv(path: Path, out: Path) -> int:
     except OSError as error:
         raise StationError(f"{out}: cannot be written ({error.strerror or error}); check the folder and the disk") from None
     return count
+
+
+def _truths(path: Path) -> dict[int, tuple[str | None, ...]]:
+    """What a person said, by the journal's rows: the columns `TRUTH_COLUMNS`."""
+    found = {}
+    with contextlib.suppress(ChainError):  # the audit says which
+        for row in read_label_rows(path):
+            label = json.loads(row.body)
+            found[label["row"]] = tuple(label[key] for key in ("truth", "kind", "by", "note", "recorded"))
+    return found
 
 
 @dataclass

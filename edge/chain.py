@@ -19,17 +19,18 @@ from typing import Final
 from edge import StationError
 
 SCHEMA: Final = 1
-APPLICATION_ID: Final = 0x52454231  # "REB1", so that another program's database is not taken for a journal
 GENESIS: Final = "0" * 64  # stands for the row before the first
-PART, EVENT, EVIDENCE = "part", "event", "evidence"
+PART, EVENT, EVIDENCE, LABEL = "part", "event", "evidence", "label"
 _CONTEXT = ("recipe", "bundle", "backend", "precision", "engine", "calibration")
 _DECIDED = ("outcome", "score", "threshold", "reason", "latency_ms")
 _TIMES = ("recorded", "triggered", "trigger_ns", "capture_ms")
 PART_KEYS = ("run", "part", *_DECIDED, *_TIMES, "source", *_CONTEXT, "part_ref")
+LABEL_KEYS = ("run", "part", "recorded", "truth", "kind", "by", "note")
 _TYPES: dict[str, dict[str, type]] = {
     PART: {"run": str, "part": int, "recorded": str, "outcome": str},
     EVENT: {"run": str, "recorded": str, "event": str, "details": dict},
     EVIDENCE: {"run": str, "part": int, "recorded": str, "outcome": str, "path": str, "pixels": str},
+    LABEL: {"run": str, "part": int, "recorded": str, "truth": str, "by": str, "note": str, "row": int, "hash": str},
 }
 _SQLITE = b"SQLite format 3\0"
 
@@ -39,16 +40,46 @@ def _view(name: str, kind: str, keys: tuple[str, ...]) -> str:
     return f"CREATE VIEW {name} AS SELECT id, {columns} FROM chain WHERE kind = '{kind}'"
 
 
-_OBJECTS = {
-    "chain": "CREATE TABLE chain (id INTEGER PRIMARY KEY, kind TEXT NOT NULL, body TEXT NOT NULL, hash TEXT NOT NULL)",
-    "event_rows": f"CREATE INDEX event_rows ON chain (id) WHERE kind = '{EVENT}'",
-    # parts announced and not yet decided; not chained, because a row of it lives no longer than its part is judged
-    "in_flight": "CREATE TABLE in_flight (run TEXT, part INTEGER, body TEXT NOT NULL, PRIMARY KEY (run, part))",
-    # for people and their tools; the program reads the chain alone
-    "parts": _view("parts", PART, PART_KEYS),
-    "events": _view("events", EVENT, ("run", "recorded", "event", "details")),
-    "evidence": _view("evidence", EVIDENCE, ("run", "part", "recorded", "outcome", "path", "pixels", "why")),
-}
+_CHAIN = {"chain": "CREATE TABLE chain (id INTEGER PRIMARY KEY, kind TEXT NOT NULL, body TEXT NOT NULL, hash TEXT NOT NULL)"}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A file with a chain.
+
+    Attributes:
+        what: it is, for people.
+        application_id: so that another program's database is not taken for it.
+        kinds: of rows that it may have.
+        objects: its tables, indices and views, by name; the views are for people and their tools.
+    """
+
+    what: str
+    application_id: int
+    kinds: frozenset[str]
+    objects: Mapping[str, str]
+
+
+JOURNAL: Final = Layout(
+    "a station's journal",
+    0x52454231,
+    frozenset({PART, EVENT, EVIDENCE}),
+    {
+        **_CHAIN,
+        "event_rows": f"CREATE INDEX event_rows ON chain (id) WHERE kind = '{EVENT}'",
+        # parts announced and not yet decided; not chained, because a row of it lives no longer than its part is judged
+        "in_flight": "CREATE TABLE in_flight (run TEXT, part INTEGER, body TEXT NOT NULL, PRIMARY KEY (run, part))",
+        "parts": _view("parts", PART, PART_KEYS),
+        "events": _view("events", EVENT, ("run", "recorded", "event", "details")),
+        "evidence": _view("evidence", EVIDENCE, ("run", "part", "recorded", "outcome", "path", "pixels", "why")),
+    },
+)
+LABELS: Final = Layout(
+    "the labels of a journal",
+    0x5245424C,
+    frozenset({LABEL}),
+    {**_CHAIN, "labels": _view("labels", LABEL, (*LABEL_KEYS, "row", "hash"))},
+)
 
 
 @dataclass(frozen=True)
@@ -82,6 +113,10 @@ class ChainError(StationError):
         self.row = row
 
 
+class EmptyError(StationError):
+    """A database in which nothing is yet: whoever made it was cut short."""
+
+
 def canonical(content: Mapping[str, object]) -> str:
     """JSON with sorted keys, ASCII alone: one text for one content. Raises ValueError for a number that is not finite."""
     return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -94,13 +129,13 @@ def follow(head: Head, kind: str, body: str) -> Row:
     return Row(number, kind, body, hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest())
 
 
-def walk(connection: sqlite3.Connection) -> Iterator[Row]:
+def walk(connection: sqlite3.Connection, layout: Layout = JOURNAL) -> Iterator[Row]:
     """All rows in order, each checked.
 
     Raises:
         ChainError: the first row that is missing, changed, inserted or moved, or that cannot be read.
     """
-    _check_objects(connection)
+    _check_objects(connection, layout)
     head = Head(0, GENESIS)
     try:
         for number, kind, body, digest in connection.execute("SELECT id, kind, body, hash FROM chain ORDER BY id"):
@@ -113,7 +148,7 @@ def walk(connection: sqlite3.Connection) -> Iterator[Row]:
             if row.hash != digest:
                 before = f"row {head.row}" if head.row > 0 else "the beginning"
                 raise ChainError(number, f"its hash does not follow from {before} and its content: changed, inserted or moved")
-            _check_body(row)
+            _check_body(row, layout)
             yield row
             head = row.head
     except sqlite3.Error as error:
@@ -126,29 +161,35 @@ def last_head(connection: sqlite3.Connection) -> Head:
     return Head(0, GENESIS) if found is None else Head(*found)
 
 
-def open_for_reading(path: Path) -> sqlite3.Connection:
-    """Open a journal and leave no trace, while a station writes to it or after.
+def open_for_reading(path: Path, layout: Layout = JOURNAL) -> sqlite3.Connection:
+    """Open a file with a chain and leave no trace, while a station writes to it or after.
 
     Raises:
-        StationError: missing, or not a journal that this program can read.
+        StationError: missing, or not a file of this layout that this program can read; EmptyError where nothing is in it yet.
     """
     if not path.is_file():
-        raise StationError(f"{path}: no such file; expected a station's journal")
+        raise StationError(f"{path}: no such file; expected {layout.what}")
     refuse_other_files(path)
     # without a write-ahead log nobody writes: then the file alone is read, also from a medium that cannot be written
     immutable = "" if os.path.exists(f"{path}-wal") else "&immutable=1"
     try:
         connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro{immutable}", uri=True)
         connection.text_factory = _decode
-        if is_new(connection, path):
-            raise StationError(f"{path}: an empty database, expected a station's journal")
+        if is_new(connection, path, layout):
+            connection.close()
+            raise EmptyError(f"{path}: an empty database, expected {layout.what}")
         return connection
     except sqlite3.Error as error:
-        raise StationError(f"{path}: not a journal that can be read ({error}); give another file") from None
+        raise StationError(f"{path}: not {layout.what} that can be read ({error}); give another file") from None
 
 
 def refuse_other_files(path: Path) -> None:
-    """Raises StationError for a file that is no SQLite database; an empty or missing one may become one."""
+    """Raises StationError for a file that is no SQLite database; an empty or missing one may become one.
+
+    One with a rollback journal beside it was cut off while SQLite made it, which SQLite then undoes.
+    """
+    if os.path.exists(f"{path}-journal"):
+        return
     try:
         with path.open("rb") as file:
             start = file.read(len(_SQLITE))
@@ -165,45 +206,50 @@ def refuse_other_files(path: Path) -> None:
         raise StationError(f"{path}: not a station's journal; give another file")
 
 
-def is_new(connection: sqlite3.Connection, path: Path) -> bool:
-    """True for an empty database. Raises StationError for another program's, and for a newer journal."""
+def is_new(connection: sqlite3.Connection, path: Path, layout: Layout = JOURNAL) -> bool:
+    """True for an empty database. Raises StationError for another program's, and for a newer one."""
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (objects,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     if (application, version, objects) == (0, 0, 0):
         return True
-    if application != APPLICATION_ID:
-        raise StationError(f"{path}: a database of another program, expected a station's journal; give another file")
+    if application != layout.application_id:
+        raise StationError(f"{path}: a database of another program, expected {layout.what}; give another file")
     if version != SCHEMA:
         raise StationError(f"{path}: journal schema {version}, expected {SCHEMA}; update the program or give another file")
     return False
 
 
-def create(connection: sqlite3.Connection) -> None:
+def create(connection: sqlite3.Connection, layout: Layout = JOURNAL) -> None:
     """Make the tables, within the caller's transaction."""
-    for statement in _OBJECTS.values():
+    for statement in layout.objects.values():
         connection.execute(statement)
-    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute(f"PRAGMA application_id = {layout.application_id}")
     connection.execute(f"PRAGMA user_version = {SCHEMA}")
 
 
-def _check_objects(connection: sqlite3.Connection) -> None:
+def _check_objects(connection: sqlite3.Connection, layout: Layout) -> None:
     """A view that leaves rows out, or a trigger that changes them, would deceive whoever looks with another tool."""
     try:
         found = dict(connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"))
     except sqlite3.Error as error:
         raise ChainError(1, f"cannot be read ({error}): the file is damaged") from None
-    differing = sorted(name for name in found.keys() | _OBJECTS.keys() if found.get(name) != _OBJECTS.get(name))
+    objects = layout.objects
+    differing = sorted(name for name in found.keys() | objects.keys() if found.get(name) != objects.get(name))
     if differing:
         raise ChainError(1, f"the tables around the chain were changed: {', '.join(differing)}")
 
 
-def _check_body(row: Row) -> None:
+def _check_body(row: Row, layout: Layout) -> None:
     """A row of this program is canonical JSON; one that is not was forged together with its hash."""
     try:
         content = json.loads(row.body)
         types = _TYPES[row.kind]
-        if not all(type(content[key]) is wanted for key, wanted in types.items()) or canonical(content) != row.body:
+        if (
+            row.kind not in layout.kinds
+            or not all(type(content[key]) is wanted for key, wanted in types.items())
+            or canonical(content) != row.body
+        ):
             raise ValueError
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise ChainError(row.number, "not what a station writes, though its hash follows: forged") from None

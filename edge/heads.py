@@ -12,6 +12,7 @@ from pathlib import Path
 
 from edge import StationError
 from edge.chain import Head
+from engines.atomic import make_folder, sync_folder
 
 EVERY_ROWS = 1000
 _LINE = re.compile(r"\S+ row (\d+) ([0-9a-f]{64})")
@@ -59,13 +60,16 @@ class HeadKeeper:
         complained = False
         while (line := self._lines.get()) is not None:
             try:
-                path.parent.mkdir(parents=True, exist_ok=True)
+                make_folder(path.parent)
                 with path.open("a+b", buffering=0) as file:
-                    if file.tell() > 0:
+                    new = file.tell() == 0
+                    if not new:
                         file.seek(-1, os.SEEK_END)
                         line = line if file.read(1) == b"\n" else "\n" + line  # a power cut may have cut off the last one
                     file.write(line.encode())
                     os.fsync(file.fileno())
+                if new:
+                    sync_folder(path.parent)
             except OSError as error:
                 if not complained:
                     complained = True

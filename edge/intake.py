@@ -65,6 +65,11 @@ def load_scene(wanted: PresenceTrigger) -> EmptyScene:
     return scene
 
 
+def make_presence(wanted: PresenceTrigger, note: Note = lambda name, details: None) -> Presence:
+    """The presence test that a configuration describes. Raises StationError as `load_scene`."""
+    return Presence(load_scene(wanted), enters=wanted.enters, share=wanted.share, blind_s=wanted.blind_s, note=note)
+
+
 class Intake:
     """What the station takes its parts from.
 
@@ -189,8 +194,7 @@ class Intake:
         wanted = config.triggered
         if not isinstance(wanted, PresenceTrigger):
             return
-        scene = load_scene(wanted)
-        presence = Presence(scene, enters=wanted.enters, share=wanted.share, blind_s=wanted.blind_s, note=note)
+        presence = make_presence(wanted, note)
         camera = self.camera
         if not looks_aside(config):
             self.camera = PresenceCamera(camera, presence, SystemClock(), beat)

@@ -21,6 +21,7 @@ from edge import StationError
 from edge.chain import EVENT, EVIDENCE, PART, Head, canonical, create, follow, is_new, last_head, refuse_other_files
 from edge.clock import Clock
 from edge.verdict import Arrival, Frame, Outcome, Verdict
+from engines.atomic import make_folder
 
 _CHECKPOINT_ROWS = 500
 _RETRY_NS = 2_000_000  # while another program holds the write lock
@@ -201,7 +202,7 @@ class SqliteJournal:
     def _take_lock(self) -> int:
         """A second station would break the chain of the first. The lock goes with the process, however that ends."""
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self._path.parent)
             lock = os.open(f"{self._path}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise self._refused(error) from None

@@ -45,6 +45,7 @@ from edge.states import State, Transition
 from edge.station import Condition, Station
 from edge.statistics import PERCENTS, Statistics
 from edge.systemd import Notifier
+from edge.truth import newest_label
 from edge.verdict import Outcome, Verdict
 from edge.worker import InspectorThread
 from engines import __version__, console
@@ -96,7 +97,7 @@ def run_station(
         closing.callback(rejector.close)
         intake = Intake(config, camera, rejector, turn, journal.later)
         closing.callback(intake.close)
-        journal.event("started", {"version": __version__, "station": config.station, "calibration": calibration.model_dump()})
+        journal.event("started", _begins(config, calibration))
         kept.heads.note(journal.head, due=True)
         described = _describe(config, rejector)
         station = Station(
@@ -133,6 +134,11 @@ def run_station(
 def _status(config: StationConfig, station: Station, intake: Intake) -> dict[str, object]:
     about: dict[str, object] = {"station": config.station, "trigger": config.triggered.kind, "intake": intake.counts()}
     return {**about, **station.status()}
+
+
+def _begins(config: StationConfig, calibration: Calibration) -> dict[str, object]:
+    labels = newest_label(config.journal)
+    return {"version": __version__, "station": config.station, "calibration": calibration.model_dump(), "labels": labels}
 
 
 def _run(

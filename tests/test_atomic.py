@@ -320,3 +320,19 @@ def test_kill_9_leaves_the_old_folder_and_file_whole(tmp_path: Path, moment: str
     assert file.read_bytes() == b"old"
     write_new(path)
     assert contents(path) == NEW
+
+
+def test_folders_that_are_made_on_the_way_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file is lost with its folder where the folder's own name was not synced."""
+    synced: list[Path] = []
+    usual = atomic.sync_folder
+    monkeypatch.setattr(atomic, "sync_folder", lambda folder: (synced.append(folder), usual(folder)))
+    write_file(tmp_path / "a/b/c.json", b"new")
+    assert synced == [tmp_path, tmp_path / "a", tmp_path / "a/b"]
+    synced.clear()
+    atomic.make_folder(tmp_path / "a/b")
+    assert synced == []
+    with new_folder(tmp_path / "a/d/e") as folder:
+        (folder / "f").write_text("new")
+    assert synced[0] == tmp_path / "a"
+    assert synced[-1] == tmp_path / "a/d"

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibration import twins
+from calibration.looks import LIMIT, focus, robust_z
+from calibration.twins import difference, thumbnail
 from engines.images import read_image
 from engines.pooling import Windows
 from train import TrainError, audit
@@ -50,8 +51,8 @@ def flagged(findings: list[Finding]) -> list[tuple[str, str]]:
 
 
 def test_good_parts_in_a_fixed_pose_raise_no_finding(parts: list[Sample]) -> None:
-    thumbs = [twins.thumbnail(sample.image()[:, :, 0]) for sample in parts]
-    assert twins._difference(thumbs[0], thumbs[1]) < 0.5  # they do look alike
+    thumbs = [thumbnail(sample.image()[:, :, 0]) for sample in parts]
+    assert difference(thumbs[0], thumbs[1]) < 0.5  # they do look alike
     assert audit_images(parts) == []
 
 
@@ -119,13 +120,13 @@ def test_blurred_image_is_found_even_with_fresh_pixel_noise(parts: list[Sample],
     blurred = save(tmp_path, "soft.png", np.clip(soft, 0, 255).astype(np.uint8))
     findings = audit_images([*parts, blurred])
     assert flagged(findings) == [("blurred", "soft.png")]
-    assert findings[0].value > audit.LIMIT
+    assert findings[0].value > LIMIT
 
 
 def test_focus_knows_neither_contrast_nor_level() -> None:
     grey = part(1)[:, :, 0]
     dim = (grey * 0.5 + 20).astype(np.uint8)
-    assert abs(audit._focus(grey) - audit._focus(dim)) < 0.05
+    assert abs(focus(grey) - focus(dim)) < 0.05
 
 
 def test_over_and_under_exposure_are_told_apart(parts: list[Sample], tmp_path: Path) -> None:
@@ -161,7 +162,7 @@ def test_findings_come_by_problem_worst_first(parts: list[Sample], tmp_path: Pat
 
 def test_robust_z_by_hand() -> None:
     """Median 3, absolute deviations 2 1 0 1 97, MAD 1."""
-    z = audit._robust_z(np.array([1.0, 2, 3, 4, 100]), 0.1)
+    z = robust_z(np.array([1.0, 2, 3, 4, 100]), 0.1)
     np.testing.assert_allclose(z, np.array([-2, -1, 0, 1, 97]) / 1.4826)
 
 
@@ -169,9 +170,9 @@ def test_robust_z_by_hand() -> None:
 @settings(deadline=None, max_examples=50)
 def test_robust_z_never_flags_what_differs_by_less_than_the_least(values: list[float], least: float) -> None:
     array = np.array(values)
-    z = audit._robust_z(array, least)
+    z = robust_z(array, least)
     close = np.abs(array - np.median(array)) < 0.999 * least
-    assert (np.abs(z[close]) < audit.LIMIT).all()
+    assert (np.abs(z[close]) < LIMIT).all()
 
 
 def test_leave_one_out_pools_each_image_by_itself_and_finds_the_one_unlike_the_others() -> None:

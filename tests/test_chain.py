@@ -226,5 +226,5 @@ def test_what_is_no_journal_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StationError, match="an empty database"):
         audit(tmp_path / "empty.db")
     (tmp_path / "short.db").write_bytes(b"SQLite format 3\0" + b"x" * 50)
-    with pytest.raises(StationError, match="not a journal that can be read"):
+    with pytest.raises(StationError, match="not a station's journal that can be read"):
         audit(tmp_path / "short.db")

@@ -11,6 +11,7 @@ import pytest
 from benchmarks import crashes as door
 from benchmarks.crashes import Crash, crash
 from benchmarks.journal import main as time_journal
+from benchmarks.writers import WRITERS
 
 
 def test_a_writer_killed_at_random_points_leaves_a_journal_that_starts_again(tmp_path: Path) -> None:
@@ -25,8 +26,9 @@ def test_the_benchmark_ends_with_1_where_something_is_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert door.main(["--points", "1", "--json", str(tmp_path / "figures.json")]) == 0
-    (found,) = json.loads((tmp_path / "figures.json").read_text())
-    assert found["wrong"] is None
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert [found["wrong"] for found in figures["journal"]] == [None]
+    assert [(found["writer"], found["wrong"]) for found in figures["writers"]] == [(name, None) for name in WRITERS]
     monkeypatch.setattr(door, "crash", lambda path, run, delay_s: Crash(3, 2, 1, 0, "a part without a row"))
     assert door.main(["--points", "1"]) == 1
     assert "WRONG  a part without a row" in capsys.readouterr().out

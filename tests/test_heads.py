@@ -68,3 +68,13 @@ def test_a_file_without_heads_is_refused(tmp_path: Path, text: str) -> None:
         read_heads(path)
     with pytest.raises(StationError, match="cannot be read"):
         read_heads(tmp_path / "none.txt")
+
+
+def test_the_name_of_a_new_file_is_synced_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr("edge.heads.sync_folder", synced.append)
+    for row in (1, 2):
+        keeper = HeadKeeper(tmp_path / "heads.txt", lambda line: None, lambda line: None)
+        keeper.note(Head(row, "a" * 64), due=True)
+        keeper.close()
+    assert synced == [tmp_path]

@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import sqlite3
+import struct
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 from edge import StationError
 from edge.audit import audit
-from edge.chain import APPLICATION_ID
+from edge.chain import JOURNAL
 from edge.journal import SqliteJournal
 from edge.judge import row_fields
 from edge.verdict import Arrival, Frame, Missing, Outcome, Verdict
@@ -498,7 +499,7 @@ def test_a_newer_journal_is_refused(path: Path) -> None:
     pragma(path, "user_version", 1)
     opened(path).close()
     with contextlib.closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("PRAGMA application_id").fetchone() == (APPLICATION_ID,)
+        assert connection.execute("PRAGMA application_id").fetchone() == (JOURNAL.application_id,)
 
 
 def test_a_death_before_the_tables_were_made_leaves_an_empty_journal(path: Path) -> None:
@@ -568,3 +569,16 @@ def test_a_lock_that_is_let_go_in_time_costs_no_row(path: Path) -> None:
         keep(journal, 1)
         journal.close()
     assert [part for part, _ in parts(path)] == [1]
+
+
+def test_a_journal_that_a_power_cut_interrupted_while_it_was_made_starts_anew(tmp_path: Path) -> None:
+    """Its first page never came to the disk; the rollback journal, which did, says that the file was empty before."""
+    path = tmp_path / "journal.db"
+    path.write_bytes(bytes(4096))
+    header = bytes.fromhex("d9d505f920a163d7") + struct.pack(">IIIII", 0, 1, 0, 512, 4096)
+    Path(f"{path}-journal").write_bytes(header.ljust(512, b"\0"))
+    kept = SqliteJournal(path, "run-1", FakeClock())
+    kept.event("started", {})
+    kept.close()
+    assert audit(path).broken is None
+    assert [row["kind"] for row in journal_rows(path)] == ["event"]
