@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import getpass
 import itertools
 import math
+import os
 import re
 import select
 import sys
@@ -20,8 +22,10 @@ from edge import StationError, label, record
 from edge.audit import audit, export_csv, export_images
 from edge.camera import Camera
 from edge.check import check_station
+from edge.choosing import RecipeRefusedError, Wish, wish_for
 from edge.clock import SystemClock
-from edge.config import ConfigError, load_config, rejector_setup
+from edge.config import ConfigError, load_config, load_recipes, rejector_setup
+from edge.explain import explain
 from edge.frame_check import FrameCheck
 from edge.heads import read_heads
 from edge.lines import OUTPUTS, describe_line, open_lines
@@ -42,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0 done, 1 a part was a FAULT, the check found faults or the journal is broken, 2 bad input, 130 interrupted.
+        0 done, 1 a part was a FAULT, the check found faults, a recipe is refused or the journal is broken, 2 bad input,
+        130 interrupted.
     """
     cv2.setNumThreads(1)  # the cores belong to the network and the search
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # a camera that does not open is told in our words
@@ -61,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = commands.add_parser("run", help="run the station that a configuration describes")
     run.add_argument("--config", required=True, type=Path, metavar="FILE")
     run.set_defaults(run=_run)
-    check = commands.add_parser("check", help="say all that would keep a station from starting")
+    check = commands.add_parser("check", help="explain what a configuration would do, and all that would keep it from starting")
     check.add_argument("--config", required=True, type=Path, metavar="FILE")
     check.set_defaults(run=_check)
     _add_camera(commands)
@@ -70,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     empty.add_argument("--out", required=True, type=Path, metavar="FILE")
     empty.add_argument("--frames", default=50, type=console.positive_int, help="default: %(default)d")
     empty.set_defaults(run=_empty)
+    _add_recipe(commands)
     lines = commands.add_parser("lines", help="show each line's level, and edges as they come")
     lines.add_argument("--config", required=True, type=Path, metavar="FILE")
     lines.add_argument("--seconds", type=console.positive_float, help="end after this time (default: at Ctrl-C)")
@@ -113,6 +119,18 @@ def _add_camera(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     camera.set_defaults(run=_camera)
 
 
+def _add_recipe(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    recipe = commands.add_parser("recipe", help="change to another recipe, or back to the choice before")
+    recipe.add_argument("--config", required=True, type=Path, metavar="FILE")
+    recipe.add_argument("name", nargs="?", metavar="NAME")
+    recipe.add_argument(
+        "--rollback", action="store_true", help="to the choice before the one in force, with the very files it had"
+    )
+    recipe.add_argument("--who", help="for the journal (default: the user's name)")
+    recipe.add_argument("--why", default="asked for by command", help="for the journal (default: %(default)s)")
+    recipe.set_defaults(run=_recipe)
+
+
 def _replay(arguments: argparse.Namespace) -> int:
     if arguments.fps is not None and not arguments.realtime:
         raise StationError("--fps sets the beat of --realtime; add --realtime, or leave --fps out")
@@ -120,6 +138,7 @@ def _replay(arguments: argparse.Namespace) -> int:
     config = StationConfig(
         station=calibration.station,
         camera=calibration.camera,
+        recipe=calibration.recipe,
         bundle=arguments.bundle,
         calibration=arguments.calibration,
         backend=arguments.backend,
@@ -131,12 +150,11 @@ def _replay(arguments: argparse.Namespace) -> int:
         rejector=DryRun(kind="dry-run"),
         journal=arguments.journal or arguments.calibration.parent / "journal.db",
     )
-    return run_station(config, calibration, DryRunRejector)
+    return run_station({config.recipe: config}, lambda _config: DryRunRejector())
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    config = load_config(arguments.config)
-    return run_station(config, load_calibration(config.calibration), lambda: _take_lines(config), service=arguments.config)
+    return run_station(load_recipes(arguments.config), _take_lines, service=arguments.config)
 
 
 def _take_lines(config: StationConfig) -> ProcessRejector:
@@ -145,12 +163,18 @@ def _take_lines(config: StationConfig) -> ProcessRejector:
 
 def _check(arguments: argparse.Namespace) -> int:
     try:
-        config = load_config(arguments.config)
+        recipes = load_recipes(arguments.config)
     except ConfigError as error:
         for fault in error.faults:
             console.say(f"FAULT  {fault}")
         return console.NO
-    checks = check_station(config, lambda: open_camera(config))
+    config = next(iter(recipes.values()))
+    for topic in explain(recipes):
+        console.say(topic.title)
+        for line in topic.lines:
+            console.say(f"  {line}")
+    console.say("What was looked at")
+    checks = check_station(recipes, lambda: open_camera(config))
     for check in checks:
         console.say(f"{'FAULT' if check.faults else 'ok':5}  {check.name}: {check.found}")
         for fault in check.faults:
@@ -245,6 +269,25 @@ def _images(camera: Camera, count: int) -> Iterator[Image]:
         if isinstance(arrival, Missing):
             raise StationError(f"frame {number} of the empty scene: {arrival.reason}")
         yield arrival.image
+
+
+def _recipe(arguments: argparse.Namespace) -> int:
+    if (arguments.name is None) != arguments.rollback:
+        raise StationError("expected the name of a recipe or --rollback, and one of the two alone")
+    wish = Wish(arguments.name, arguments.who or _user(), arguments.why)
+    try:
+        console.say(wish_for(load_recipes(arguments.config), wish))
+    except RecipeRefusedError as error:
+        console.warn(str(error))
+        return console.NO
+    return console.DONE
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a number without a name, as in some containers
+        return f"user {os.getuid()}"
 
 
 def _lines(arguments: argparse.Namespace) -> int:

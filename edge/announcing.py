@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from edge.rejector import Rejector
+from edge.schedule import Settings
 from edge.trigger import Trigger
 from edge.verdict import Verdict
 
@@ -43,6 +44,10 @@ class AnnouncingRejector:
         if part > self._announced:
             self._rejector.announce(part, trigger_ns)
             self._announced = part
+
+    def retime(self, settings: Settings) -> None:
+        """Tell how parts that trigger from now on travel. Raises StationError."""
+        self._rejector.retime(settings)
 
     def apply(self, verdict: Verdict) -> None:
         """Act on one part. Raises StationError when the line cannot be driven."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from calibration.record import Calibration, load_calibration, mismatches
+from edge.active import check_chosen, config_to_start, load_active
 from edge.agreement import parse_address
 from edge.camera import Camera
 from edge.chain import last_head, open_for_reading
@@ -33,7 +35,7 @@ from edge.sections import (
     TimerTrigger,
 )
 from engines import InspectionError
-from engines.bundle import load_bundle
+from engines.bundle import bundle_digest, load_bundle
 from engines.inspector import Inspector
 from engines.verify import allowed_difference, verify_golden
 
@@ -49,13 +51,32 @@ class Check:
     faults: tuple[str, ...] = ()
 
 
-def check_station(config: StationConfig, open_camera: Callable[[], Camera]) -> list[Check]:
-    """Look at everything that a start needs; nothing is changed or written.
+def check_station(recipes: Mapping[str, StationConfig], open_camera: Callable[[], Camera]) -> list[Check]:
+    """Look at everything that a start needs, and a change to any of its recipes; nothing is changed or written.
 
     Args:
-        config: a valid configuration.
+        recipes: a valid configuration, as it is for each recipe; the one to start with first.
         open_camera: opens its source.
     """
+    config = next(iter(recipes.values()))
+    checks = []
+    for name, each in recipes.items():
+        of_recipe = "" if len(recipes) == 1 else f"{name}: "
+        checks += [dataclasses.replace(check, name=of_recipe + check.name) for check in _check_recipe(each)]
+    try:
+        open_camera().close()
+        checks.append(Check("source", config.source.kind))
+    except InspectionError as error:
+        checks.append(Check("source", config.source.kind, (str(error),)))
+    checks += [_check_lines(config), _check_trigger(config), *_check_part_ref(config), *_check_control(config)]
+    checks.append(_check_journal(config.journal))
+    if config.evidence is not None:
+        checks.append(check_evidence(config.evidence))
+    return [*checks, _check_active(config.active, recipes)]
+
+
+def _check_recipe(config: StationConfig) -> list[Check]:
+    """Its bundle, its calibration, whether they go together, the golden images, and the time that an image takes."""
     checks = []
     inspector: Inspector | None = None
     calibration: Calibration | None = None
@@ -77,15 +98,6 @@ def check_station(config: StationConfig, open_camera: Callable[[], Camera]) -> l
     if inspector is not None:
         checks += [self_test(inspector), _check_speed(inspector, config.deadline_ms)]
         inspector.close()
-    try:
-        open_camera().close()
-        checks.append(Check("source", config.source.kind))
-    except InspectionError as error:
-        checks.append(Check("source", config.source.kind, (str(error),)))
-    checks += [_check_lines(config), _check_trigger(config), *_check_part_ref(config), *_check_control(config)]
-    checks.append(_check_journal(config.journal))
-    if config.evidence is not None:
-        checks.append(check_evidence(config.evidence))
     return checks
 
 
@@ -141,6 +153,20 @@ def _check_speed(inspector: Inspector, deadline_ms: float) -> Check:
     if min(times_ms) <= deadline_ms:
         return Check("speed", found)
     return Check("speed", found, (f"{found}: every part would be a FAULT; raise deadline_ms or use a faster machine",))
+
+
+def _check_active(path: Path, recipes: Mapping[str, StationConfig]) -> Check:
+    """Which recipe would be started with, and is that still what somebody chose?"""
+    try:
+        active = load_active(path)
+        config = config_to_start(active, recipes)
+        if active is None:
+            return Check("starts with", f"{config.recipe}, as the configuration says: no other was ever chosen")
+        chosen = active.chosen
+        check_chosen(chosen, bundle_digest(config.bundle), load_calibration(config.calibration))
+    except InspectionError as error:
+        return Check("starts with", str(path), (str(error),))
+    return Check("starts with", f"{chosen}, chosen by {chosen.who}, {chosen.when}: {chosen.why}")
 
 
 def _check_lines(config: StationConfig) -> Check:

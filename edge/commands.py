@@ -60,7 +60,8 @@ class Handlers:
         verdict: waits for a part's verdict for so many seconds; None where there is none in time.
         part_ref: sets the reference of the parts that follow; None for none.
         refused: told why a reference was refused.
-        change_recipe: changes to a recipe by its name.
+        change_recipe: changes to a recipe by its name, for somebody and for a reason; returns what was done, in words.
+        roll_back: changes to the choice before, in the same way.
         halt, resume: stop judging, and go on.
     """
 
@@ -69,7 +70,8 @@ class Handlers:
     verdict: Callable[[int, float], Verdict | None] | None = None
     part_ref: Callable[[str | None], None] | None = None
     refused: Callable[[str], None] = lambda reason: None
-    change_recipe: Callable[[str], None] | None = None
+    change_recipe: Callable[[str, str, str], str] | None = None
+    roll_back: Callable[[str, str], str] | None = None
     halt: Callable[[], None] | None = None
     resume: Callable[[], None] | None = None
 
@@ -111,19 +113,22 @@ def _trigger(handlers: Handlers, body: Json, query: Mapping[str, str]) -> Json:
 
 
 def _set_part_ref(handlers: Handlers, body: Json, query: Mapping[str, str]) -> Json:
-    _only(body, "part_ref", needed=True)
+    _only(body, "part_ref", needed="part_ref")
     part_ref = _part_ref(handlers, body)
     _there(handlers.part_ref, "takes no references by http; give it part_ref: {kind: http}")(part_ref)
     return {"part_ref": part_ref}
 
 
 def _change_recipe(handlers: Handlers, body: Json, query: Mapping[str, str]) -> Json:
-    _only(body, "recipe", needed=True)
-    name = body["recipe"]
-    if not isinstance(name, str) or not name:
-        raise RefusedError(HTTPStatus.BAD_REQUEST, f"recipe is {name!r}, expected a name")
-    _there(handlers.change_recipe, "has no recipes")(name)
-    return {"recipe": name}
+    _only(body, "recipe", "who", "why", needed="recipe")
+    name = _text(body, "recipe", "")
+    done = _there(handlers.change_recipe, "has no recipes")(name, *_who_and_why(body))
+    return {"recipe": name, "done": done}
+
+
+def _roll_back(handlers: Handlers, body: Json, query: Mapping[str, str]) -> Json:
+    _only(body, "who", "why")
+    return {"done": _there(handlers.roll_back, "has no recipes")(*_who_and_why(body))}
 
 
 def _halt(handlers: Handlers, body: Json, query: Mapping[str, str]) -> Json:
@@ -143,6 +148,7 @@ ROUTES: dict[str, tuple[str, Callable[[Handlers, Json, Mapping[str, str]], Json]
     "/trigger": ("POST", _trigger),
     "/part_ref": ("POST", _set_part_ref),
     "/recipe": ("POST", _change_recipe),
+    "/rollback": ("POST", _roll_back),
     "/halt": ("POST", _halt),
     "/resume": ("POST", _resume),
 }
@@ -154,12 +160,24 @@ def _there(handler: Any, lacks: str) -> Any:
     return handler
 
 
-def _only(body: Json, key: str | None = None, *, needed: bool = False) -> None:
-    unknown = sorted(set(body) - {key})
+def _only(body: Json, *keys: str, needed: str | None = None) -> None:
+    unknown = sorted(set(body) - set(keys))
     if unknown:
-        raise RefusedError(HTTPStatus.BAD_REQUEST, f"unknown key {unknown[0]!r}, expected {repr(key) if key else 'no keys'}")
-    if needed and key not in body:
-        raise RefusedError(HTTPStatus.BAD_REQUEST, f"key {key!r} is missing")
+        expected = ", ".join(map(repr, keys)) or "no keys"
+        raise RefusedError(HTTPStatus.BAD_REQUEST, f"unknown key {unknown[0]!r}, expected {expected}")
+    if needed is not None and needed not in body:
+        raise RefusedError(HTTPStatus.BAD_REQUEST, f"key {needed!r} is missing")
+
+
+def _who_and_why(body: Json) -> tuple[str, str]:
+    return _text(body, "who", "control"), _text(body, "why", "asked for by http")
+
+
+def _text(body: Json, key: str, default: str) -> str:
+    value = body.get(key, default)
+    if not isinstance(value, str) or not value:
+        raise RefusedError(HTTPStatus.BAD_REQUEST, f"{key} is {value!r}, expected {'a name' if key == 'recipe' else 'text'}")
+    return value
 
 
 def _part_ref(handlers: Handlers, body: Json) -> str | None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import get_args, get_origin
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from edge import StationError
 from edge.agreement import disagreements, place_control
+from edge.code_lines import CODE, STROBE
 from edge.lines import OUTPUTS, LineSpec
 from edge.rejector_process import Setup
 from edge.schedule import Settings
@@ -22,6 +24,8 @@ from edge.sections import (
     Line,
     LinesSection,
     PresenceTrigger,
+    Recipe,
+    Recipes,
     StationConfig,
 )
 
@@ -35,12 +39,62 @@ class ConfigError(StationError):
 
 
 def load_config(path: Path) -> StationConfig:
-    """Read and check a configuration.
+    """Read and check a configuration: the station as it is set up for the recipe that the file names to start with.
 
     Raises:
         ConfigError: every fault at once: unreadable file, YAML that does not parse, unknown, missing, doubled or wrong
             keys.
     """
+    return next(iter(load_recipes(path).values()))
+
+
+def load_recipes(path: Path) -> dict[str, StationConfig]:
+    """The station as it is set up for each of its recipes; the one to start with comes first. Raises as `load_config`."""
+    root, document, doubled = _compose(path)
+    faults = [f"{path}:{line}: key '{key}' appears twice; remove one" for key, line in doubled]
+    named = None
+    if "recipes" in document:
+        own = {key: document.pop(key) for key in Recipes.model_fields if key in document}
+        faults += [
+            f"{path}:{_line_of(root, [key])}: key '{key}' does not go with 'recipes'; give it below each recipe"
+            for key in ("bundle", "calibration", "code")
+            if document.pop(key, None) is not None
+        ]
+        try:
+            named = Recipes.model_validate(own)
+            first = named.recipes.get(named.recipe)
+            if first is None:
+                known = ", ".join(named.recipes)
+                faults.append(f"{path}:{_line_of(root, ['recipe'])}: 'recipe' is {named.recipe!r}; expected one of: {known}")
+        except ValidationError as error:
+            faults += [_fault(path, root, item, [Recipes]) for item in error.errors()]
+        document |= {"bundle": ".", "calibration": "."}  # each recipe's own take their place
+    try:
+        shared = StationConfig.model_validate(document)
+    except ValidationError as error:
+        faults += [_fault(path, root, item, [StationConfig, Recipes]) for item in error.errors()]
+        raise ConfigError(faults) from None
+    faults += [f"{path}:{_line_of(root, keys)}: {fault}" for keys, fault in disagreements(shared)]
+    if named is None:
+        recipes = {shared.recipe or shared.bundle.name: shared}
+    else:
+        recipes = {name: _set_up(shared, recipe) for name, recipe in named.recipes.items()}
+    recipes = {name: config.model_copy(update={"recipe": name}) for name, config in recipes.items()}
+    for name, config in recipes.items():
+        where, says = ([], "") if named is None else (["recipes", name], f"recipe {name}: ")
+        try:
+            rejector_setup(config)
+            _agree_on_code(config, [other for other in recipes.values() if other is not config])
+        except StationError as error:
+            faults.append(f"{path}:{_line_of(root, [*where, 'rejector'])}: {says}{error}")
+    if faults:
+        raise ConfigError(faults)
+    start = next(iter(recipes)) if named is None else named.recipe
+    return {name: _resolve(recipes[name], path.parent) for name in sorted(recipes, key=lambda name: name != start)}
+
+
+def _compose(path: Path) -> tuple[yaml.MappingNode, dict[str, Any], list[tuple[str, int]]]:
+    """The file's nodes, which know their lines, its values, and the keys that appear twice. Raises ConfigError."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -59,25 +113,25 @@ def load_config(path: Path) -> StationConfig:
     if not isinstance(root, yaml.MappingNode):
         got = "nothing" if document is None else type(document).__name__
         raise ConfigError([f"{path}:1: expected keys such as 'station:' and 'bundle:', got {got}"])
-    faults = [f"{path}:{line}: key '{key}' appears twice; remove one" for key, line in doubled]
-    try:
-        config = StationConfig.model_validate(document)
-    except ValidationError as error:
-        faults += [_fault(path, root, item) for item in error.errors()]
-        raise ConfigError(faults) from None
-    try:
-        rejector_setup(config)
-    except StationError as error:
-        faults.append(f"{path}:{_line_of(root, ['rejector'])}: {error}")
-    faults += [f"{path}:{_line_of(root, keys)}: {fault}" for keys, fault in disagreements(config)]
-    if faults:
-        raise ConfigError(faults)
-    return _resolve(config, path.parent)
+    return root, document, doubled
+
+
+def _set_up(shared: StationConfig, recipe: Recipe) -> StationConfig:
+    """The station for one recipe."""
+    timing = recipe.rejector.model_dump(exclude_none=True)
+    changes: dict[str, object] = {"bundle": recipe.bundle, "calibration": recipe.calibration, "code": recipe.code}
+    if recipe.deadline_ms is not None:
+        changes["deadline_ms"] = recipe.deadline_ms
+    changes["rejector"] = shared.rejector.model_copy(update=timing)
+    return shared.model_copy(update=changes)
 
 
 def rejector_setup(config: StationConfig) -> Setup:
     """What the rejector's process is told. Raises StationError: keys that do not go together."""
     rejector = config.rejector
+    unknown = rejector.model_fields_set - type(rejector).model_fields.keys()
+    if unknown:
+        raise StationError(f"{', '.join(sorted(unknown))} in a recipe, which a rejector of kind {rejector.kind} does not have")
     deadline_ns, heartbeat_ns = _ns(config.deadline_ms), _ns(rejector.heartbeat_ms)
     if isinstance(rejector, DryRun):
         settings = Settings(
@@ -104,7 +158,14 @@ def rejector_setup(config: StationConfig) -> Setup:
         exit=None if rejector.lines.exit is None else _distance(rejector.exit_ms, rejector.exit_pulses),
         tolerance=rejector.exit_tolerance_pulses if encoder else _ns(rejector.exit_tolerance_ms),
     )
-    return Setup(rejector.driver, line_specs(rejector), settings, realtime=rejector.realtime, claim=_claim(config))
+    return Setup(
+        rejector.driver,
+        line_specs(rejector),
+        settings,
+        realtime=rejector.realtime,
+        settle_ns=None if rejector.recipe_strobe is not None else _ns(rejector.recipe_settle_ms),
+        claim=_claim(config),
+    )
 
 
 def _claim(config: StationConfig) -> str:
@@ -113,17 +174,22 @@ def _claim(config: StationConfig) -> str:
 
 
 def line_specs(rejector: Gpio) -> tuple[LineSpec, ...]:
-    """Its lines, in the order of the section's keys."""
-    specs = []
-    for name in LinesSection.model_fields:
-        line: Line | None = getattr(rejector.lines, name)
-        if line is not None:
-            output = name in OUTPUTS
-            chip = line.chip or rejector.chip
-            specs.append(
-                LineSpec(name, output, chip, line.line, line.active == "low", line.bias, round(line.debounce_ms * 1e3))
-            )
-    return tuple(specs)
+    """Its lines, in the order of the section's keys; those of a recipe's code are `code-0` and so on, and `strobe`."""
+    named: dict[str, Line | None] = {name: getattr(rejector.lines, name) for name in LinesSection.model_fields}
+    named |= {f"{CODE}{bit}": line for bit, line in enumerate(rejector.recipe_lines)} | {STROBE: rejector.recipe_strobe}
+    return tuple(
+        LineSpec(
+            name,
+            name in OUTPUTS,
+            line.chip or rejector.chip,
+            line.line,
+            line.active == "low",
+            line.bias,
+            round(line.debounce_ms * 1e3),
+        )
+        for name, line in named.items()
+        if line is not None
+    )
 
 
 def _agree(rejector: Gpio) -> None:
@@ -149,6 +215,25 @@ def _agree(rejector: Gpio) -> None:
         raise StationError("Jetson.GPIO sets neither bias nor debounce; use the driver gpiod, or leave them out")
     if rejector.driver == "jetson" and len({type(spec.line) for spec in specs}) > 1:
         raise StationError("Jetson.GPIO numbers all pins in one way; give all lines by number or all by name")
+
+
+def _agree_on_code(config: StationConfig, others: Sequence[StationConfig]) -> None:
+    """Each recipe has a code of its own where lines can say one, and none otherwise. Raises StationError."""
+    lines = config.rejector.recipe_lines if isinstance(config.rejector, Gpio) else ()
+    if isinstance(config.rejector, Gpio) and config.rejector.recipe_strobe is not None and not lines:
+        raise StationError("'rejector.recipe_strobe' needs 'rejector.recipe_lines'; give both or none")
+    if not lines:
+        if config.code is not None:
+            raise StationError(f"code {config.code} can't be given by any line; add 'rejector.recipe_lines' or leave it out")
+        return
+    highest = 2 ** len(lines) - 1
+    if config.code is None or config.code > highest:
+        raise StationError(
+            f"code is {config.code}, expected 0 to {highest} for {len(lines)} recipe_lines; give each recipe one"
+        )
+    for other in others:
+        if other.code == config.code:
+            raise StationError(f"code {config.code} is also that of recipe {other.recipe}; give each its own")
 
 
 def _ns(milliseconds: float) -> int:
@@ -179,9 +264,10 @@ def _resolve(config: StationConfig, folder: Path) -> StationConfig:
     return config.model_copy(update=changes)
 
 
-def _fault(path: Path, root: yaml.MappingNode, item) -> str:  # type: ignore[no-untyped-def]
+def _fault(path: Path, root: yaml.MappingNode, item: ErrorDetails, models: Sequence[type[BaseModel]]) -> str:
+    """One line for one error of the models that the file's keys were held against."""
     unknown = item["type"] == "extra_forbidden"
-    location, models = _follow(item["loc"], ends_with_key=unknown or item["type"] == "invalid_key")
+    location, models = _follow(item["loc"], models, ends_with_key=unknown or item["type"] == "invalid_key")
     line = _line_of(root, location)
     name = ".".join(location) or "the file"
     if unknown:
@@ -195,14 +281,15 @@ def _fault(path: Path, root: yaml.MappingNode, item) -> str:  # type: ignore[no-
     return f"{path}:{line}: '{name}' is {item['input']!r}; {problem[0].lower()}{problem[1:]}"
 
 
-def _follow(location: Sequence[str | int], *, ends_with_key: bool) -> tuple[list[str], list[type[BaseModel]]]:
-    """The keys of a location, and the models that the last one may be a field of.
+def _follow(
+    location: Sequence[str | int], models: Sequence[type[BaseModel]], *, ends_with_key: bool
+) -> tuple[list[str], Sequence[type[BaseModel]]]:
+    """The keys of a location below `models`, and the models that the last one may be a field of.
 
     For a union pydantic names the kind or the type that was tried as well; these are no keys of the file.
     """
     keys: list[str] = []
-    owners: list[type[BaseModel]] = [StationConfig]
-    models, free = owners, False
+    owners, free = models, False
     for number, part in enumerate(location):
         annotations = [model.model_fields[str(part)].annotation for model in models if part in model.model_fields]
         if annotations:

@@ -155,6 +155,10 @@ class EvidenceFolder:
         self._thread = threading.Thread(target=self._work, name="evidence", daemon=True)
         self._thread.start()
 
+    def choose(self, choice: Choice) -> None:
+        """Keep other pictures from the next part on; for the thread that offers them."""
+        self._choice = choice
+
     def offer(self, image: Image, verdict: Verdict) -> None:
         """Take a read-only uint8 RGB (H, W, 3) picture or leave it; returns at once and raises nothing."""
         why = self._choice.why(verdict)

@@ -148,7 +148,8 @@ class Intake:
         self,
         status: Callable[[], Json],
         *,
-        change_recipe: Callable[[str], None] | None = None,
+        change_recipe: Callable[[str, str, str], str] | None = None,
+        roll_back: Callable[[str, str], str] | None = None,
         halt: Callable[[], None] | None = None,
         resume: Callable[[], None] | None = None,
     ) -> None:
@@ -166,6 +167,7 @@ class Intake:
             part_ref=self.set_part_ref,
             refused=lambda reason: self._refusals.add("http", reason),
             change_recipe=change_recipe,
+            roll_back=roll_back,
             halt=halt,
             resume=resume,
         )

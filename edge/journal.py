@@ -28,6 +28,10 @@ _RETRY_NS = 2_000_000  # while another program holds the write lock
 _BACKSTOP_PAGES = 10_000  # 40 MB of write-ahead log, should checkpoints from aside not keep up
 
 
+class JournalInUseError(StationError):
+    """A station that runs writes to it."""
+
+
 class Journal(Protocol):
     """Where verdicts are kept."""
 
@@ -210,7 +214,7 @@ class SqliteJournal:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(lock)
-            raise StationError(
+            raise JournalInUseError(
                 f"{self._path}: another station writes to it; stop that one, or give this one another journal"
             ) from None
         return lock

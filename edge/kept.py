@@ -58,6 +58,12 @@ class Kept:
                 threading.Thread(target=pictures.close, name="former evidence").start()
         self._config = config
 
+    def near(self, spread: float) -> None:
+        """Another recipe is judged: a near miss is near by its spread."""
+        self._spread = spread
+        if self.evidence is not None and self._config.evidence is not None:
+            self.evidence.choose(self._choice(self._config.evidence))
+
     def close_evidence(self) -> None:
         """Write what waits; may be called twice."""
         if self.evidence is not None:
@@ -81,8 +87,11 @@ class Kept:
             wanted.folder,
             self._run,
             journal,
-            Choice(every=wanted.every, near=wanted.near_spreads * self._spread),
+            self._choice(wanted),
             quota_bytes=round(wanted.quota_mb * 1e6),
             waiting=wanted.waiting,
             complain=self._complain,
         )
+
+    def _choice(self, wanted: EvidenceConfig) -> Choice:
+        return Choice(every=wanted.every, near=wanted.near_spreads * self._spread)

@@ -14,7 +14,7 @@ from typing import Protocol
 import edge
 from edge import StationError
 from edge.rejector_process import Setup
-from edge.schedule import Count
+from edge.schedule import RETIMED, Count, Settings
 from edge.verdict import Verdict
 from edge.wire import Flag, Kind, Message, pair, receive, send
 
@@ -35,6 +35,9 @@ class Rejector(Protocol):
 
     def announce(self, part: int, trigger_ns: int) -> None:
         """A part triggered, monotonic ns. Raises StationError when the line cannot be driven."""
+
+    def retime(self, settings: Settings) -> None:
+        """Parts that trigger from now on travel so; those in flight keep what they triggered with. Raises StationError."""
 
     def apply(self, verdict: Verdict) -> None:
         """Act on one part. Raises StationError when the line cannot be driven."""
@@ -66,6 +69,9 @@ class DryRunRejector:
     def announce(self, part: int, trigger_ns: int) -> None:
         """Nothing travels."""
 
+    def retime(self, settings: Settings) -> None:
+        """Nothing travels."""
+
     def apply(self, verdict: Verdict) -> None:
         """Count one part."""
         self.rejecting = verdict.outcome.rejects
@@ -89,6 +95,7 @@ class ProcessRejector:
         ready: the level of the ready line, as last heard.
         counts: what it counted, complete after `close`.
         triggers: parts of the trigger line that nobody took yet: (number, monotonic ns).
+        codes: that the recipe lines said and nobody took yet.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -102,6 +109,7 @@ class ProcessRejector:
         self.counts: Counter[Count] = Counter()
         self.triggers: deque[tuple[int, int]] = deque()
         self._station_ready = False
+        self.codes: deque[int] = deque()
         self._failure = ""
         self._said_bye = self._closed = False
         self._beat_ns = self._heard_ns = self._looked_ns = 0
@@ -158,6 +166,13 @@ class ProcessRejector:
         if self.announced:
             self._tell(Message(Kind.ANNOUNCE, part, trigger_ns))
             self._refuse()
+
+    def retime(self, settings: Settings) -> None:
+        """Tell how parts that trigger from now on travel."""
+        for name, number in RETIMED.items():
+            self._tell(Message(Kind.TIMING, number, getattr(settings, name)))
+        self._settings = settings
+        self._refuse()
 
     def apply(self, verdict: Verdict) -> None:
         """Tell one verdict."""
@@ -237,6 +252,8 @@ class ProcessRejector:
                     self._failure = self._complaint()
             elif message.kind is Kind.TRIGGER:
                 self.triggers.append((message.number, message.value))
+            elif message.kind is Kind.CODE:
+                self.codes.append(message.number)
             elif message.kind is Kind.COUNT:
                 self.counts[Count(message.number)] = message.value
             elif message.kind is Kind.BYE:

@@ -22,8 +22,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from edge import StationError
+from edge.code_lines import CODE, CodeLines
 from edge.lines import Driver, Edge, Lines, LineSpec, open_lines
-from edge.schedule import Count, Schedule, Settings
+from edge.schedule import RETIMED, Count, Schedule, Settings
 from edge.wire import Flag, Kind, Message, receive, send
 
 _PRIORITY = 49  # below the kernel's interrupt threads, which have 50 and stamp the edges
@@ -38,9 +39,11 @@ class Setup:
 
     Attributes:
         driver: of the lines.
-        lines: named `trigger`, `encoder`, `confirm`, `exit` (inputs), `reject`, `ready`, `fault`, `heartbeat` (outputs).
+        lines: named `trigger`, `encoder`, `confirm`, `exit`, `code-0` and so on, `strobe` (inputs), `reject`, `ready`, `fault`,
+            `heartbeat` (outputs).
         settings: of the schedule.
         realtime: ask for real-time priority.
+        settle_ns: how long the lines of a recipe's code must stand still; None where there is a strobe.
         log, inputs: of a dry run, as in `edge.lines.open_lines`.
         claim: file that the process holds while it has the lines, with its number in it; None takes no turns.
     """
@@ -49,6 +52,7 @@ class Setup:
     lines: tuple[LineSpec, ...]
     settings: Settings
     realtime: bool = True
+    settle_ns: int | None = None
     log: str | None = None
     inputs: int | None = None
     claim: str | None = None
@@ -83,6 +87,9 @@ class Loop:
         self._beat_ns = 0  # when to send the next
         self._toggle_ns = 0
         self._told = False
+        self._timing: dict[str, int] = {}
+        bits = sum(spec.name.startswith(CODE) for spec in setup.lines)
+        self._code = CodeLines(bits, setup.settle_ns, lines.get, now_ns())
 
     def run(self) -> None:
         """Serve until vision says goodbye. Without vision go on, for parts still come. Raises StationError."""
@@ -96,6 +103,9 @@ class Loop:
         # confirmations first: what came in time must not count as missing because this process was held up
         for edge in sorted(self._lines.edges(), key=lambda edge: edge.name != "confirm"):
             self._edge(edge, now_ns)
+        code = self._code.read(now_ns)
+        if code is not None:
+            self._send(Message(Kind.CODE, code, now_ns))
         goes_on = self._listen(now_ns)
         self._schedule.advance(self._now_ns())
         self._drive(now_ns)
@@ -103,12 +113,14 @@ class Loop:
         return goes_on and (self._vision is not None or self._still_needed())
 
     def _wait(self) -> None:
-        due_ns = [due for due in (self._schedule.next_ns, self._beat_ns if self._vision else None) if due is not None]
+        beat_ns, code_ns = (self._beat_ns, self._code.due_ns) if self._vision else (None, None)
+        due_ns = [due for due in (self._schedule.next_ns, beat_ns, code_ns) if due is not None]
         timeout_s = None if not due_ns else max(0, min(due_ns) - self._now_ns()) / 1e9
         watched = self._lines.filenos() + ([] if self._vision is None else [self._vision.fileno()])
         select.select(watched, [], [], timeout_s)  # not poll, which counts milliseconds
 
     def _edge(self, edge: Edge, now_ns: int) -> None:
+        self._code.edge(edge.name, edge.active, edge.at_ns)
         if not edge.active:
             return
         if edge.name == "trigger":
@@ -131,6 +143,8 @@ class Loop:
                 self._schedule.announce(now_ns, message.number, message.value)
             elif message.kind is Kind.VERDICT:
                 self._schedule.verdict(now_ns, message.number, message.value == 1)
+            elif message.kind is Kind.TIMING:
+                self._retime(now_ns, message.number, message.value)
             elif message.kind is Kind.BYE:
                 self._schedule.lose(now_ns, goodbye=True)
                 self._send_counts()
@@ -140,6 +154,15 @@ class Loop:
             self._schedule.lose(now_ns)
             self._vision = None
         return True
+
+    def _retime(self, now_ns: int, number: int, value: int) -> None:
+        name = next((name for name, known in RETIMED.items() if known == number), None)
+        if name is None:
+            raise StationError(f"timing number {number}, expected one of: {', '.join(map(str, RETIMED.values()))}")
+        self._timing[name] = value
+        if number == max(RETIMED.values()):
+            self._schedule.retime(now_ns, dataclasses.replace(self._schedule.settings, **self._timing))  # type: ignore[arg-type]
+            self._timing = {}
 
     def _still_needed(self) -> bool:
         """A dry run ends when nothing can come any more; real lines are held, rejecting, until the next station's process

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from calibration.record import Calibration, load_calibration, mismatches
+from calibration.record import load_calibration
 from edge import StationError
 from edge.check import check_evidence, check_file
-from edge.config import ConfigError, load_config
+from edge.config import ConfigError, load_recipes, rejector_setup
+from edge.recipes import Loaded
+from edge.schedule import RETIMED
 from edge.sections import StationConfig
+from engines.bundle import bundle_digest
 
-CHANGEABLE = ("calibration", "deadline_ms", "evidence", "journal_heads")
+CHANGEABLE = ("recipe", "code", "bundle", "calibration", "deadline_ms", "rejector", "evidence", "journal_heads")
+"""Of `rejector` the timing of recipes alone."""
 
 
 @dataclass(frozen=True)
@@ -19,67 +25,55 @@ class Reload:
     """A configuration in order, of which only what may change is another one.
 
     Attributes:
-        config: the new one.
-        calibration: what its key `calibration` names, read.
-        changed: keys that changed; `calibration` also where the file has another record in it.
+        recipes: the station as it is set up for each, the one in force first.
+        changed: keys that changed for the one in force; `bundle` and `calibration` also where other files are there now.
     """
 
-    config: StationConfig
-    calibration: Calibration
+    recipes: Mapping[str, StationConfig]
     changed: tuple[str, ...]
 
 
-def read_reload(path: Path, started: StationConfig, running: StationConfig, calibration: Calibration) -> Reload:
-    """Read a configuration again and check all of it.
+def read_reload(path: Path, in_force: Loaded) -> Reload:
+    """Read a configuration again and check all of it but the recipes' files, which are verified when they are changed to.
 
     Args:
         path: of the file.
-        started: what the station was started with, and the rejector still has.
-        running: what it runs with now.
-        calibration: what it judges with now.
+        in_force: the recipe that parts are judged by now.
 
     Raises:
         InspectionError: anything is wrong with it, or something else changed than may; all in one line.
     """
     try:
-        config = load_config(path)
+        recipes = load_recipes(path)
     except ConfigError as error:
         raise StationError("; ".join(error.faults)) from None
-    fields = StationConfig.model_fields
-    differ = [name for name in fields if getattr(config, name) != getattr(running, name)]
+    running = in_force.config
+    config = recipes.get(running.recipe)
+    if config is None:
+        raise StationError(f"{path}: no recipe {running.recipe}, which is in force; change to another one first")
+    differ = [name for name in StationConfig.model_fields if getattr(config, name) != getattr(running, name)]
     fixed = [name for name in differ if name not in CHANGEABLE]
+    if "rejector" in differ and not _only_timing(config, running):
+        fixed.append("rejector")
     if fixed:
         raise StationError(
             f"{path}: '{', '.join(fixed)}' cannot change while the station runs, only {', '.join(CHANGEABLE)};"
             " start the station again"
         )
-    if config.deadline_ms > started.deadline_ms:
-        raise StationError(
-            f"{path}: deadline_ms is {config.deadline_ms:g}, expected at most {started.deadline_ms:g}, which the rejector was"
-            " started with; start the station again"
-        )
-    fresh = load_calibration(config.calibration)
-    faults = _binding_faults(fresh, calibration)
-    if config.evidence is not None:
-        faults += check_evidence(config.evidence).faults
+    faults = [] if config.evidence is None else list(check_evidence(config.evidence).faults)
     if config.journal_heads is not None:
         faults += check_file("file of heads", config.journal_heads, 0).faults
     if faults:
         raise StationError("; ".join(faults))
-    changed = [name for name in CHANGEABLE if name in differ or (name == "calibration" and fresh != calibration)]
-    return Reload(config, fresh, tuple(changed))
+    if load_calibration(config.calibration) != in_force.calibration:
+        differ.append("calibration")
+    if bundle_digest(config.bundle) != in_force.bundle_digest:
+        differ.append("bundle")
+    return Reload({running.recipe: config, **recipes}, tuple(name for name in CHANGEABLE if name in differ))
 
 
-def _binding_faults(fresh: Calibration, running: Calibration) -> list[str]:
-    faults = [
-        f"calibration is for {name} '{getattr(fresh, name)}', the station runs '{getattr(running, name)}'; calibrate this one"
-        for name in ("station", "camera", "recipe")
-        if getattr(fresh, name) != getattr(running, name)
-    ]
-    return faults + mismatches(
-        fresh,
-        bundle_digest=running.bundle_digest,
-        backend=running.backend,
-        precision=running.precision,
-        engine_digest=running.engine_digest,
-    )
+def _only_timing(config: StationConfig, running: StationConfig) -> bool:
+    """Whether the rejector's process can take it: the lines, and all else but a recipe's timing, are the same."""
+    fresh, now = rejector_setup(config), rejector_setup(running)
+    timing = {name: getattr(now.settings, name) for name in RETIMED}
+    return dataclasses.replace(fresh, settings=dataclasses.replace(fresh.settings, **timing)) == now

@@ -11,20 +11,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from calibration.record import Calibration
-from edge import StationError
 from edge.camera import Camera, FolderCamera, VideoCamera
-from edge.check import binding_faults, self_test
+from edge.changeover import Changeover, InForce, start
 from edge.clock import SystemClock
+from edge.config import rejector_setup
 from edge.device import Device
 from edge.disk import DiskSpace
 from edge.genicam import GenicamDevice
 from edge.hold import Hold
 from edge.intake import Intake, looks_aside
 from edge.journal import SqliteJournal
-from edge.judge import Judge
 from edge.kept import Kept
 from edge.live import LiveCamera
 from edge.opencv_device import CsiDevice, opencv_device
+from edge.recipes import Loaded, Shelf, open_recipe
 from edge.rejector import ProcessRejector, Rejector
 from edge.reload import Reload, read_reload
 from edge.schedule import Count
@@ -35,6 +35,7 @@ from edge.sections import (
     DryRun,
     FolderSource,
     GenicamSource,
+    Gpio,
     LineTrigger,
     SoftwareTrigger,
     StationConfig,
@@ -47,24 +48,21 @@ from edge.statistics import PERCENTS, Statistics
 from edge.systemd import Notifier
 from edge.truth import newest_label
 from edge.verdict import Outcome, Verdict
-from edge.worker import InspectorThread
 from engines import __version__, console
-from engines.bundle import Bundle, load_bundle
-from engines.inspector import Inspector
 
 
 def run_station(
-    config: StationConfig, calibration: Calibration, open_rejector: Callable[[], Rejector], service: Path | None = None
+    recipes: Mapping[str, StationConfig], open_rejector: Callable[[StationConfig], Rejector], service: Path | None = None
 ) -> int:
     """Refuse or run: nothing is judged before the bundle, the calibration and the self-test are in order.
 
     Args:
-        config: of the station.
-        calibration: that it names.
+        recipes: the station as it is set up for each; the first one is started with unless another one was chosen since.
         open_rejector: takes the lines.
-        service: the configuration's file where SIGTERM ends the station in order and SIGHUP has the file read again.
+        service: the configuration's file where SIGTERM ends the station in order, SIGHUP has the file read again, and the
+            recipe that was chosen last is remembered.
     """
-    bundle = load_bundle(config.bundle)
+    first = next(iter(recipes.values()))
     notifier, hold = Notifier(), Hold()
     rejector: Rejector | None = None
 
@@ -81,27 +79,25 @@ def run_station(
     # from the last to the first, each even where another fails: the line first; signals are heeded until all is closed
     with contextlib.ExitStack() as outer, contextlib.ExitStack() as closing:
         outer.callback(notifier.close)
-        scorer = InspectorThread(lambda: _open_trusted(bundle, config, calibration), turn)
-        closing.callback(scorer.close)
+        shelf = closing.enter_context(contextlib.closing(Shelf(lambda config: open_recipe(config, turn), first.keep_loaded)))
+        in_force, rolled_back = _load(recipes, shelf, None if service is None else first.active)
+        config = in_force.loaded.config
         camera = open_camera(config) if looks_aside(config) else open_camera(config, turn)
         closing.callback(camera.close)
         run = f"{datetime.datetime.now(datetime.timezone.utc):%Y%m%dT%H%M%S.%fZ}-{os.getpid()}"
         clock = SystemClock(beat)
-        kept = Kept(config, run, bundle.manifest.golden.spread, console.say, console.warn)
+        kept = Kept(config, run, in_force.loaded.spread, console.say, console.warn)
         closing.callback(kept.close_heads)
         journal = SqliteJournal(config.journal, run, clock, timeout_ms=config.journal_timeout_ms)
         closing.callback(lambda: _close_journal(journal, kept))
         kept.open_evidence(journal)
         closing.callback(kept.close_evidence)
-        rejector = open_rejector()
-        closing.callback(rejector.close)
-        intake = Intake(config, camera, rejector, turn, journal.later)
-        closing.callback(intake.close)
-        journal.event("started", _begins(config, calibration))
-        kept.heads.note(journal.head, due=True)
+        rejector = closing.enter_context(contextlib.closing(open_rejector(config)))
+        intake = closing.enter_context(contextlib.closing(Intake(config, camera, rejector, turn, journal.later)))
+        _note_start(journal, kept, in_force, rolled_back)
         described = _describe(config, rejector)
         station = Station(
-            judge=Judge(calibration.recipe, scorer, calibration),
+            judge=in_force.loaded.judge,
             rejector=intake.rejector,
             journal=journal,
             clock=clock,
@@ -112,12 +108,20 @@ def run_station(
             rest=intake.rest,
             on_state=lambda transition: _tell_state(transition, notifier, station, intake, config.station, described),
         )
-        screen = Screen(station.status, _print_verdict)
-        outer.callback(screen.close)
+        changeover = _changing(recipes, shelf, in_force, station, rejector, kept, journal)
+        screen = outer.enter_context(contextlib.closing(Screen(station.status, _print_verdict)))
         if service is not None:
-            heed = Service(station, notifier, *_reloading(service, config, station, kept, journal), console.say, console.warn)
+            heed = Service(
+                station, notifier, *_reloading(service, station, changeover, kept, journal), console.say, console.warn
+            )
             outer.enter_context(heed.signals())
-        intake.serve(lambda: _status(config, station, intake), halt=hold.halt, resume=hold.resume)
+        intake.serve(
+            lambda: _status(config, station, intake),
+            change_recipe=lambda name, who, why: str(changeover.change(name, who=who, why=why)),
+            roll_back=lambda who, why: str(changeover.roll_back(who=who, why=why)),
+            halt=hold.halt,
+            resume=hold.resume,
+        )
 
         def tell(verdict: Verdict) -> None:
             screen.verdict(verdict, time.monotonic_ns())
@@ -136,9 +140,56 @@ def _status(config: StationConfig, station: Station, intake: Intake) -> dict[str
     return {**about, **station.status()}
 
 
-def _begins(config: StationConfig, calibration: Calibration) -> dict[str, object]:
-    labels = newest_label(config.journal)
-    return {"version": __version__, "station": config.station, "calibration": calibration.model_dump(), "labels": labels}
+def _load(recipes: Mapping[str, StationConfig], shelf: Shelf, path: Path | None) -> tuple[InForce, str]:
+    """What is judged by from the start, and beside it as many others as there is room for."""
+    in_force, rolled_back = start(recipes, shelf, path)
+    others = [config for name, config in recipes.items() if name != in_force.loaded.config.recipe]
+    shelf.fill(others, lambda config, error: console.warn(f"recipe {config.recipe} cannot be changed to as it is: {error}"))
+    return in_force, rolled_back
+
+
+def _note_start(journal: SqliteJournal, kept: Kept, in_force: InForce, rolled_back: str) -> None:
+    loaded, chosen = in_force.loaded, in_force.active.chosen.model_dump(mode="json")
+    details = {"version": __version__, "station": loaded.config.station, "calibration": loaded.calibration.model_dump()}
+    journal.event("started", {**details, "chosen": chosen, "labels": newest_label(loaded.config.journal)})
+    if rolled_back:
+        console.warn(rolled_back)
+        journal.event("recipe-rolled-back", {"reason": rolled_back})
+    kept.heads.note(journal.head, due=True)
+
+
+def _changing(
+    recipes: Mapping[str, StationConfig],
+    shelf: Shelf,
+    in_force: InForce,
+    station: Station,
+    rejector: Rejector,
+    kept: Kept,
+    journal: SqliteJournal,
+) -> Changeover:
+    """What changes the recipe: the line's timing, the judge, the deadline, and what counts as a near miss."""
+
+    def switch(loaded: Loaded) -> None:
+        rejector.retime(rejector_setup(loaded.config).settings)
+        station.change(loaded.judge)
+        station.set_deadline(loaded.config.deadline_ms)
+        kept.near(loaded.spread)
+
+    wiring = in_force.loaded.config.rejector
+    by_lines = isinstance(wiring, Gpio) and len(wiring.recipe_lines) > 0
+    changeover = Changeover(
+        recipes=recipes,
+        shelf=shelf,
+        in_force=in_force,
+        path=in_force.loaded.config.active,
+        loop=station,
+        journal=journal,
+        switch=switch,
+        codes=rejector.codes if by_lines and isinstance(rejector, ProcessRejector) else None,
+        code_at_start=by_lines and isinstance(wiring, Gpio) and wiring.recipe_strobe is None,
+    )
+    station.require(Condition("recipe", changeover.fault))
+    return changeover
 
 
 def _run(
@@ -193,34 +244,20 @@ def _close_journal(journal: SqliteJournal, kept: Kept) -> None:
 
 
 def _reloading(
-    path: Path, started: StationConfig, station: Station, kept: Kept, journal: SqliteJournal
+    path: Path, station: Station, changeover: Changeover, kept: Kept, journal: SqliteJournal
 ) -> tuple[Callable[[], Reload], Callable[[Reload], None]]:
-    """What reads a configuration again, and what makes it the station's."""
-    running = [started]
+    """What reads a configuration again and changes the recipe to what it became, and what makes the rest the station's."""
 
     def read() -> Reload:
-        return read_reload(path, started, running[0], station.judge_with.calibration)
+        fresh = read_reload(path, changeover.in_force.loaded)
+        changeover.reconfigure(fresh.recipes, who="configuration", why="read again")
+        return fresh
 
     def apply(fresh: Reload) -> None:
-        before = station.judge_with
-        if before.calibration.bundle_digest != fresh.calibration.bundle_digest:
-            raise StationError("the recipe was changed meanwhile; reload once more")
-        station.change(Judge(before.name, before.scorer, fresh.calibration))
-        station.set_deadline(fresh.config.deadline_ms)
-        kept.change(fresh.config, journal)
+        kept.change(next(iter(fresh.recipes.values())), journal)
         station.set_evidence(kept.evidence)
-        running[0] = fresh.config
 
     return read, apply
-
-
-def _open_trusted(bundle: Bundle, config: StationConfig, calibration: Calibration) -> Inspector:
-    inspector = Inspector(bundle, config.backend, precision=config.precision, threads=config.threads, search=config.search)
-    faults = binding_faults(inspector, calibration, config.station, config.camera) or list(self_test(inspector).faults)
-    if faults:
-        inspector.close()
-        raise StationError("; ".join(faults))
-    return inspector
 
 
 def open_camera(config: StationConfig, beat: Callable[[], None] = lambda: None) -> Camera:

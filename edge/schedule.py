@@ -18,6 +18,7 @@ rejected.
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import enum
 from collections import Counter, deque
 from dataclasses import dataclass, field
@@ -106,6 +107,11 @@ class Settings:
             )
 
 
+RETIMED = {"travel": 1, "pulse": 2, "separation": 3, "deadline_ns": 4}
+"""What may change from recipe to recipe; the numbers travel between processes, the last one at the end."""
+_FIELDS = tuple(field.name for field in dataclasses.fields(Settings))
+
+
 @dataclass(frozen=True)
 class Outputs:
     """Levels wanted now. `fault` stays until the process is started again."""
@@ -121,6 +127,7 @@ class _Part:
     trigger_ns: int
     start: int
     end: int
+    timing: Settings  # those that it triggered with
     hopeless: bool = False  # whatever comes, it is rejected
     passed: bool = False
     judged: bool = False
@@ -149,6 +156,7 @@ class Schedule:
         self._unconfirmed: deque[_Part] = deque()
         self._now_ns = 0
         self._count = 0
+        self._longest = self.settings.separation + self.settings.pulse  # of all timings so far
         self._alive = False
         self._ready = False  # as the last beat said
         self._clear = 0  # position up to which there may be parts under way that nobody told of
@@ -183,6 +191,23 @@ class Schedule:
         """The lines were taken just now: whatever is between trigger and ejector already is rejected."""
         self.advance(now_ns)
         self._distrust()
+
+    def retime(self, now_ns: int, settings: Settings) -> None:
+        """Parts that trigger from now on travel otherwise; those in flight keep what they triggered with.
+
+        Raises:
+            StationError: more than travel, pulse, separation and deadline would change.
+        """
+        self.advance(now_ns)
+        changed = {name for name in _FIELDS if getattr(settings, name) != getattr(self.settings, name)}
+        if changed - RETIMED.keys():
+            raise StationError(
+                f"{', '.join(sorted(changed - RETIMED.keys()))} cannot change while it runs; start the station again"
+            )
+        self._longest = max(self._longest, settings.separation + settings.pulse)
+        if self.settings.announced:
+            self._distrust()  # what nobody told of may still travel as before
+        self.settings = settings
 
     def trigger(self, now_ns: int, at_ns: int) -> int:
         """A part passed the trigger line at `at_ns`; returns its number."""
@@ -219,7 +244,7 @@ class Schedule:
         elif passed and not in_order:
             self.counts[Count.OUT_OF_ORDER] += 1
         elif passed:
-            in_time = self._now_ns - part.trigger_ns <= self.settings.deadline_ns and part.fate is None
+            in_time = self._now_ns - part.trigger_ns <= part.timing.deadline_ns and part.fate is None
             part.passed = in_time and not part.hopeless
             self.counts[Count.LATE] += not part.passed
         if part is not None:
@@ -272,7 +297,7 @@ class Schedule:
         at = self._count if self.settings.encoder else min(at_ns, self._now_ns)
         trigger = at - self.settings.exit
         for part in self._parts:
-            if not part.seen and abs(part.start - self.settings.travel - trigger) <= self.settings.tolerance:
+            if not part.seen and abs(part.start - part.timing.travel - trigger) <= self.settings.tolerance:
                 part.seen = True
                 return
         self.counts[Count.UNTRIGGERED] += 1
@@ -298,7 +323,7 @@ class Schedule:
 
     def _distrust(self) -> None:
         settings = self.settings
-        self._clear = self._position + settings.travel + settings.pulse + settings.separation
+        self._clear = max(self._clear, self._position + settings.travel + settings.pulse + settings.separation)
 
     def _doomed(self, part: _Part) -> bool:
         """Whether a part is rejected, neighbours apart: for itself, or because one that nobody told of may be beside it."""
@@ -317,7 +342,8 @@ class Schedule:
 
     def _add(self, number: int, trigger_ns: int, trigger: int) -> _Part:
         start = trigger + self.settings.travel
-        part = _Part(number, trigger_ns, start, start + self.settings.pulse, hopeless=not self._passes() or self.stopped != "")
+        hopeless = not self._passes() or self.stopped != ""
+        part = _Part(number, trigger_ns, start, start + self.settings.pulse, self.settings, hopeless)
         bisect.insort(self._parts, part, key=lambda other: other.start)
         self.counts[Count.TRIGGERED] += number > 0
         return part
@@ -332,7 +358,7 @@ class Schedule:
                 self._settle(index, position)
             if part.closed_ns is None and part.end <= position:
                 part.closed_ns = self._now_ns if self.settings.encoder else part.end
-        reach = position - self.settings.separation - self.settings.pulse  # what ended before has no neighbour yet to come
+        reach = position - self._longest  # what ended before has no neighbour yet to come
         while self._parts and self._parts[0].closed_ns is not None and self._parts[0].end < reach:
             self._parts.pop(0)
 
@@ -347,7 +373,7 @@ class Schedule:
         self.counts[Count.REJECTED] += 1
         self.counts[Count.NO_VERDICT] += not part.judged
         self.counts[Count.NEIGHBOURS] += part.passed
-        if 2 * (position - part.start) > self.settings.pulse:
+        if 2 * (position - part.start) > part.timing.pulse:
             self.counts[Count.MISSED] += 1
             self._stop(f"{_name(part)} was at the ejector before the line could reject it")
         if self.settings.confirm_ns is not None:
@@ -355,24 +381,25 @@ class Schedule:
 
     def _shares_a_reject(self, index: int) -> bool:
         """Whether a part that cannot be separated from this one is rejected, through neighbours of neighbours."""
-        for step in (-1, 1):
-            here = index
-            while 0 <= here + step < len(self._parts):
-                part, other = self._parts[here], self._parts[here + step]
-                if max(part.start, other.start) - min(part.end, other.end) > self.settings.separation:
+        group: list[_Part] = []
+        end = reach = 0
+        for number, part in enumerate(self._parts):
+            if group and part.start > reach and part.start - part.timing.separation > end:
+                if number > index:
                     break
-                if other.fate or (other.fate is None and self._doomed(other)):
-                    return True
-                here += step
-        return False
+                group = []
+            end = max(end, part.end) if group else part.end
+            reach = max(reach, part.end + part.timing.separation) if group else part.end + part.timing.separation
+            group.append(part)
+        return any(part.fate or (part.fate is None and self._doomed(part)) for part in group if part is not self._parts[index])
 
     def _in_window(self) -> bool:
         position = self._position
-        for index, part in enumerate(self._parts):
+        following = next((part for part in self._parts if part.fate is None), None)
+        for part in self._parts:
             if not part.fate:
                 continue
-            following = self._parts[index + 1] if index + 1 < len(self._parts) else None
-            held = following is not None and following.fate is None and following.start - part.end <= self.settings.separation
+            held = following is not None and following.start - part.end <= _separation(part, following)
             if part.start <= position < part.end or (held and following is not None and position < following.start):
                 return True
         return False
@@ -397,6 +424,11 @@ class Schedule:
         if part.passed and part.fate is None:
             part.passed = False
             self.counts[Count.REVOKED] += 1
+
+
+def _separation(one: _Part, other: _Part) -> int:
+    """How far apart the line can tell the two: of different timings the larger distance holds."""
+    return max(one.timing.separation, other.timing.separation)
 
 
 def _name(part: _Part) -> str:

@@ -153,6 +153,9 @@ class LinesSection(Section):
     exit: AnyLine | None = None
 
 
+Lines = Annotated[tuple[AnyLine, ...], Field(max_length=8)]
+
+
 class DryRun(Section):
     """No line is driven; the rejector's process stamps what it would do."""
 
@@ -185,6 +188,11 @@ class Gpio(Section):
     exit_tolerance_ms: NumberFromZero = 5
     exit_pulses: CountFromOne | None = None
     exit_tolerance_pulses: CountFromZero = 5
+    recipe_lines: Lines = ()
+    """Inputs that say the wanted recipe's `code` in binary, the lowest bit first."""
+    recipe_strobe: AnyLine | None = None
+    """Input whose rising edge says that the code is valid; none: a code is valid that stood still for `recipe_settle_ms`."""
+    recipe_settle_ms: PositiveNumber = 50
     realtime: Annotated[bool, Field(strict=True)] = True
 
 
@@ -292,11 +300,43 @@ class ControlSection(Section):
     """File that holds the token, readable by its owner alone."""
 
 
+class Timing(Section):
+    """Keys of `rejector:` that hold for one recipe; what is left out is as there."""
+
+    travel_ms: PositiveNumber | None = None
+    pulse_ms: PositiveNumber | None = None
+    separation_ms: NumberFromZero | None = None
+    travel_pulses: CountFromOne | None = None
+    pulse_pulses: CountFromOne | None = None
+    separation_pulses: CountFromZero | None = None
+
+
+class Recipe(Section):
+    """One product of a station: what it is judged by, and what is otherwise than at the top of the file."""
+
+    bundle: Path
+    calibration: Path
+    deadline_ms: PositiveNumber | None = None
+    rejector: Timing = Timing()
+    code: CountFromZero | None = None
+    """What `rejector.recipe_lines` say when it is wanted."""
+
+
+class Recipes(Section):
+    """The keys of a file that names its products, in place of `bundle` and `calibration` at the top."""
+
+    recipe: Annotated[str, Field(min_length=1)]
+    """The one to start with, until another one is chosen."""
+    recipes: Annotated[dict[Annotated[str, Field(min_length=1)], Recipe], Field(min_length=1)]
+
+
 class StationConfig(Section):
-    """Everything that `edge run` needs. Relative paths count from the configuration file's folder."""
+    """Everything that `edge run` needs for one recipe. Relative paths count from the configuration file's folder."""
 
     station: Annotated[str, Field(min_length=1)]
     camera: Annotated[str, Field(min_length=1)] = "camera-1"
+    recipe: str = ""
+    """Name of the recipe that this is for; the name of the bundle's folder unless given."""
     bundle: Path
     calibration: Path
     backend: str = "onnxruntime"
@@ -310,6 +350,9 @@ class StationConfig(Section):
     """None: by line where the rejector has a line `trigger`, otherwise each frame."""
     part_ref: Annotated[HttpPartRef | FilePartRef | SerialPartRef, Field(discriminator="kind")] | None = None
     control: ControlSection | None = None
+    code: CountFromZero | None = None
+    keep_loaded: CountFromOne | None = None
+    """Recipes that stay loaded, for a changeover without waiting; none: as many as leave a quarter of the memory free."""
     journal: Path
     journal_heads: Path | None = None
     """File, best on another machine's disk, that shows whether the journal's end was cut off."""
@@ -327,3 +370,8 @@ class StationConfig(Section):
         if isinstance(trigger, SoftwareTrigger) and trigger.by is None:
             return trigger.model_copy(update={"by": ("stdin",) if self.control is None else ("http",)})
         return trigger
+
+    @property
+    def active(self) -> Path:
+        """File that remembers which recipe was chosen last: beside the journal, which is one station's alone."""
+        return self.journal.with_name(f"{self.journal.stem}-active.json")

@@ -115,6 +115,10 @@ class Station:
         """It was told to end."""
         return self._stop_ns is not None
 
+    def require(self, condition: Condition) -> None:
+        """One more thing that must be good."""
+        self._conditions.append(condition)
+
     def set_deadline(self, deadline_ms: float) -> None:
         """Change the deadline, between two parts. Raises StationError where it is not a usable number."""
         if not (math.isfinite(deadline_ms) and deadline_ms > 0):
@@ -142,6 +146,10 @@ class Station:
         """
         self._posted.put(work)
 
+    def waiting(self) -> int:
+        """Parts that have triggered and are not judged yet."""
+        return self._waiting()
+
     def note(self, name: str, details: Mapping[str, object]) -> None:
         """Journal an event, between two parts; one that cannot be kept now is kept with the next row that can."""
         try:
@@ -167,7 +175,7 @@ class Station:
         self._look()
         if self._judging:
             return
-        while not self._posted.empty():
+        for _ in range(self._posted.qsize()):  # what these post themselves comes with the next turn
             self._posted.get()()
         if self._stop_ns is not None:
             over = self._clock.now_ns() - self._stop_ns > self.deadline_ms * 1e6

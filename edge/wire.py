@@ -31,6 +31,10 @@ class Kind(enum.IntEnum):
     """Down: vision ends; reject and report. Up: the report is complete."""
     COUNT = 7
     """Up: `value` of `schedule.Count` `number`."""
+    TIMING = 8
+    """Down: `value` of `schedule.RETIMED` `number`; with the last number, all that were said hold for parts to come."""
+    CODE = 9
+    """Up: the recipe lines say code `number`."""
 
 
 class Flag(enum.IntFlag):

@@ -481,6 +481,11 @@ def load_bundle(path: Path | str) -> Bundle:
     return Bundle(path, _sha256(text), manifest, MappingProxyType(graphs), bank, mask, files[GOLDEN])
 
 
+def bundle_digest(path: Path | str) -> str:
+    """The digest of the bundle at a path, of which nothing but the manifest is read. Raises EngineError."""
+    return _sha256(_read(Path(path) / MANIFEST))
+
+
 def pack_npz(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
     """Arrays as the bytes of an uncompressed .npz: plain arrays only, nothing that needs pickle."""
     if any(array.dtype.hasobject for array in arrays.values()):

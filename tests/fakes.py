@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -29,6 +29,8 @@ from edge.verdict import Arrival, Frame, Missing, Outcome, Verdict
 from edge.worker import Scorer as JudgesScorer
 from engines import EngineError
 from engines.bundle import (
+    GOLDEN,
+    MANIFEST,
     Adaptation,
     Bank,
     BankSize,
@@ -46,6 +48,7 @@ from engines.bundle import (
     Variant,
     load_bundle,
     make_preprocessor,
+    pack_npz,
     write_bundle,
 )
 from engines.images import Image, encode_png, pixel_digest
@@ -620,6 +623,43 @@ def write_station(folder: Path) -> Path:
         "journal: journal.db\n"
     )
     return config
+
+
+def write_recipes(
+    folder: Path, *, greys: Mapping[str, int] = MappingProxyType({"gasket": 128, "bolt": 60}), golden_off: Collection[str] = ()
+) -> Path:
+    """A station of recipes over one folder of parts; returns its configuration, which starts with the first one.
+
+    Each recipe's bank is a cell of one grey; the threshold is at ten greys above. The manifests of those in `golden_off`
+    promise other scores than the bundle gives.
+    """
+    below = ""
+    for name, grey in greys.items():
+        write_tiny_recipe(folder, name, grey, golden_off=name in golden_off)
+        below += f"  {name}: {{bundle: bundles/{name}, calibration: {name}.json}}\n"
+    write_pictures(folder / "parts", [flat(130), flat(138), flat(139), flat(60), flat(70), flat(71)])
+    config = folder / "station.yaml"
+    config.write_text(
+        f"station: line-1\nthreads: 1\ndeadline_ms: 60000\njournal: journal.db\nrecipe: {next(iter(greys))}\n"
+        f"source: {{kind: replay, path: parts}}\nrecipes:\n{below}"
+    )
+    return config
+
+
+def write_tiny_recipe(folder: Path, name: str, grey: int, *, golden_off: bool = False) -> None:
+    """A bundle `bundles/NAME` whose bank is one cell of a grey, and `NAME.json`, calibrated at ten greys above."""
+    bundle = folder / "bundles" / name
+    write_tiny_bundle(bundle, rows=cells(grey), golden=(flat(grey), textured(1)))
+    if golden_off:
+        with np.load(bundle / GOLDEN) as archive:
+            arrays = {key: archive[key] for key in archive.files}
+        data = pack_npz(arrays | {"scores": arrays["scores"] + 0.5})
+        (bundle / GOLDEN).write_bytes(data)
+        manifest = json.loads((bundle / MANIFEST).read_text())
+        manifest["files"][GOLDEN] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        (bundle / MANIFEST).write_text(json.dumps(manifest))
+    with Inspector(load_bundle(bundle), threads=1) as inspector:
+        save_calibration(folder / f"{name}.json", calibration_for(inspector, inspector.score(flat(grey + 10)).value))
 
 
 def calibration_for(inspector: Inspector, threshold: float) -> Calibration:

@@ -21,8 +21,7 @@ from edge import check as check_module
 from edge.__main__ import main
 from edge.camera import Camera, FolderCamera
 from edge.check import Check, check_station
-from edge.config import load_config
-from edge.sections import StationConfig
+from edge.config import load_recipes
 from engines.bundle import GOLDEN, MANIFEST, Variant, load_bundle, pack_npz
 from tests.fakes import FakeClock, feature_graph, flip_byte, journal_rows, write_station, write_tiny_bundle
 
@@ -35,12 +34,13 @@ def config(tmp_path: Path) -> Path:
 
 def looked_at(path: Path) -> dict[str, Check]:
     """Each check by its name."""
-    config = load_config(path)
+    recipes = load_recipes(path)
+    source = next(iter(recipes.values())).source
 
     def open_camera() -> Camera:
-        return FolderCamera(config.source.path, FakeClock())  # type: ignore[union-attr]
+        return FolderCamera(source.path, FakeClock())  # type: ignore[union-attr]
 
-    return {check.name: check for check in check_station(config, open_camera)}
+    return {check.name: check for check in check_station(recipes, open_camera)}
 
 
 def replace(path: Path, old: str, new: str) -> None:
@@ -85,7 +85,19 @@ def test_a_good_station_has_no_faults_and_nothing_is_written(config: Path) -> No
     before = sorted(config.parent.rglob("*"))
     checks = looked_at(config)
     assert {name: check.faults for name, check in checks.items()} == dict.fromkeys(
-        ("bundle", "calibration", "calibration fits", "self-test", "speed", "source", "lines", "trigger", "journal"), ()
+        (
+            "bundle",
+            "calibration",
+            "calibration fits",
+            "self-test",
+            "speed",
+            "source",
+            "lines",
+            "trigger",
+            "journal",
+            "starts with",
+        ),
+        (),
     )
     assert sorted(config.parent.rglob("*")) == before
 
@@ -264,8 +276,7 @@ def test_the_camera_that_was_opened_is_closed(config: Path) -> None:
         def close(self) -> None:
             closed.append(True)
 
-    loaded: StationConfig = load_config(config)
-    check_station(loaded, lambda: Watched(config.parent / "parts", FakeClock()))
+    check_station(load_recipes(config), lambda: Watched(config.parent / "parts", FakeClock()))
     assert closed == [True]
 
 

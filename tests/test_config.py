@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.config import ConfigError, load_config, rejector_setup
+from edge.config import ConfigError, load_config, load_recipes, rejector_setup
 from edge.lines import LineSpec
 from edge.rejector_process import Setup
 from edge.schedule import Settings
@@ -93,7 +93,11 @@ def test_a_camera_by_number_path_or_url(path: Path, written: str, device: int | 
 @pytest.mark.parametrize(
     ("old", "new", "fault"),
     [
-        ("camera: left", "kamera: left", "station.yaml:2: unknown key 'kamera'; expected one of: backend, bundle, calibration"),
+        (
+            "camera: left",
+            "kamera: left",
+            "station.yaml:2: unknown key 'kamera'; expected one of: backend, bundle, calibration, camera, code",
+        ),
         ("  fps: 4.5", "  speed: 4.5", "station.yaml:11: unknown key 'source.speed'; expected one of: fps, kind, path"),
         ("  fps: 4.5", "  camera: x", "station.yaml:11: unknown key 'source.camera'; expected one of"),
         ("  fps: 4.5", "  replay: x", "station.yaml:11: unknown key 'source.replay'; expected one of"),
@@ -374,9 +378,11 @@ def test_the_precision_is_fp32_unless_given(path: Path) -> None:
 
 def test_the_examples_are_valid() -> None:
     deploy = Path(__file__).parent.parent / "deploy"
-    for example in deploy.glob("*.yaml"):
-        rejector_setup(load_config(example))
-    kinds = {load_config(example).source.kind for example in deploy.glob("*.yaml")}
+    examples = list(deploy.glob("*.yaml"))
+    for example in examples:
+        for config in load_recipes(example).values():
+            rejector_setup(config)
+    kinds = {load_config(example).source.kind for example in examples}
     assert kinds == {"replay", "camera", "csi", "genicam"}
 
 

@@ -44,6 +44,10 @@ class Stand:
         self.verdicts.tell(Verdict(1, Outcome.REJECT, 3.5, 2.5, 12.0, "score 3.5 is above", "cam"))
         return len(self.calls)
 
+    def tell(self, name: str, value: str) -> str:
+        self.call(name, value)
+        return f"done: {value}"
+
     def handlers(self) -> Handlers:
         return Handlers(
             status=lambda: {"parts": 7},
@@ -51,7 +55,8 @@ class Stand:
             verdict=self.verdicts.wait,
             part_ref=lambda part_ref: self.call("part_ref", part_ref),
             refused=lambda reason: self.calls.append(("refused", reason)),
-            change_recipe=lambda name: self.call("recipe", name),
+            change_recipe=lambda name, who, why: self.tell("recipe", f"{name}, {who}, {why}"),
+            roll_back=lambda who, why: self.tell("rollback", f"{who}, {why}"),
             halt=lambda: self.call("halt"),
             resume=lambda: self.call("resume"),
         )
@@ -102,7 +107,11 @@ def test_each_command_does_what_it_says(stand: Stand, server: ControlServer) -> 
     assert ask(server, "POST", "/trigger") == (200, {"part": 2})
     assert ask(server, "POST", "/part_ref", {"part_ref": "LOT"}) == (200, {"part_ref": "LOT"})
     assert ask(server, "POST", "/part_ref", {"part_ref": None}) == (200, {"part_ref": None})
-    assert ask(server, "POST", "/recipe", {"recipe": "gasket"}) == (200, {"recipe": "gasket"})
+    done = "done: gasket, control, asked for by http"
+    assert ask(server, "POST", "/recipe", {"recipe": "gasket"}) == (200, {"recipe": "gasket", "done": done})
+    by = {"who": "Ada", "why": "order 7"}
+    assert ask(server, "POST", "/recipe", {"recipe": "bolt", **by})[1]["done"] == "done: bolt, Ada, order 7"
+    assert ask(server, "POST", "/rollback", by) == (200, {"done": "done: Ada, order 7"})
     assert ask(server, "POST", "/halt", {}) == (200, {"halted": True})
     assert ask(server, "POST", "/resume") == (200, {"halted": False})
     assert stand.calls == [
@@ -110,7 +119,9 @@ def test_each_command_does_what_it_says(stand: Stand, server: ControlServer) -> 
         ("trigger", None),
         ("part_ref", "LOT"),
         ("part_ref", None),
-        ("recipe", "gasket"),
+        ("recipe", "gasket, control, asked for by http"),
+        ("recipe", "bolt, Ada, order 7"),
+        ("rollback", "Ada, order 7"),
         ("halt", None),
         ("resume", None),
     ]
@@ -268,7 +279,14 @@ def test_what_the_station_refuses_is_an_answer(
 
 def test_what_the_station_does_not_have_is_said() -> None:
     server = ControlServer(Address("127.0.0.1", 0), Handlers(status=dict))
-    bodies = {"/trigger": {}, "/part_ref": {"part_ref": "x"}, "/recipe": {"recipe": "x"}, "/halt": {}, "/resume": {}}
+    bodies = {
+        "/trigger": {},
+        "/part_ref": {"part_ref": "x"},
+        "/recipe": {"recipe": "x"},
+        "/rollback": {},
+        "/halt": {},
+        "/resume": {},
+    }
     answers = {path: ask(server, "POST", path, body) for path, body in bodies.items()}
     server.close()
     assert {status for status, _ in answers.values()} == {409}

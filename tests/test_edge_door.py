@@ -25,6 +25,7 @@ from calibration.record import load_calibration, save_calibration
 from edge import StationError
 from edge.rejector import DryRunRejector
 from edge.verdict import Verdict
+from edge.worker import InspectorThread
 from engines.bundle import Golden, GoldenCheck, Input, Method, load_bundle, make_preprocessor, write_bundle
 from engines.images import Image, pixel_digest, read_image
 from engines.inspector import Inspector, Score, Scorer
@@ -235,15 +236,15 @@ def test_however_it_ends_the_line_rejects_and_the_journal_is_whole(
 def test_an_interrupt_while_a_part_is_scored_leaves_the_line_rejecting(
     config: Path, rejectors: list[DryRunRejector], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = assembly.InspectorThread.score
+    real = InspectorThread.score
 
-    def score(self: assembly.InspectorThread, image: Image, timeout_s: float) -> float:
+    def score(self: InspectorThread, image: Image, timeout_s: float) -> float:
         if image[0, 0, 0] == 138:
             assert not rejectors[0].rejecting
             raise KeyboardInterrupt
         return real(self, image, timeout_s)
 
-    monkeypatch.setattr(assembly.InspectorThread, "score", score)
+    monkeypatch.setattr(InspectorThread, "score", score)
     assert replay(config.parent) == 130
     assert [rejector.rejecting for rejector in rejectors] == [True]
     assert rejectors[0].passed == 1
@@ -279,7 +280,7 @@ def test_the_line_closes_first_and_one_that_fails_to_close_keeps_nothing_open(
     monkeypatch.setattr(door.DryRunRejector, "close", closing("rejector", StationError("line gone")))
     monkeypatch.setattr(assembly.SqliteJournal, "close", closing("journal", OSError("disk gone")))
     monkeypatch.setattr(assembly.FolderCamera, "close", closing("camera", RuntimeError("camera gone")))
-    monkeypatch.setattr(assembly.InspectorThread, "close", closing("scorer"))
+    monkeypatch.setattr(InspectorThread, "close", closing("scorer"))
     with pytest.raises(RuntimeError):
         replay(config.parent)
     assert order == ["rejector", "journal", "camera", "scorer"]

@@ -6,12 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from calibration.record import Calibration, load_calibration, save_calibration
-from edge.config import load_config
+from calibration.record import load_calibration, save_calibration
+from edge import StationError
+from edge.config import load_config, load_recipes
+from edge.judge import Judge
+from edge.recipes import Loaded
 from edge.reload import Reload, read_reload
 from edge.sections import StationConfig
 from engines import InspectionError
-from tests.fakes import write_station
+from engines.bundle import bundle_digest
+from tests.fakes import FakeClock, FakeScorer, write_recipes, write_station, write_tiny_bundle
 
 
 @pytest.fixture
@@ -27,9 +31,10 @@ def started(path: Path) -> StationConfig:
 
 
 @pytest.fixture
-def calibration(path: Path) -> Calibration:
-    """What it was started with."""
-    return load_calibration(path.parent / "line-1.json")
+def in_force(started: StationConfig) -> Loaded:
+    """The recipe that it judges by."""
+    judge = Judge(started.recipe, FakeScorer(FakeClock(), []), load_calibration(started.calibration))
+    return Loaded(started, bundle_digest(started.bundle), 0.1, judge)
 
 
 def change(path: Path, before: str, after: str) -> None:
@@ -38,37 +43,53 @@ def change(path: Path, before: str, after: str) -> None:
     path.write_text(text.replace(before, after))
 
 
-def read(path: Path, started: StationConfig, calibration: Calibration) -> Reload:
-    return read_reload(path, started, started, calibration)
+def test_a_file_that_did_not_change_changes_nothing(path: Path, in_force: Loaded) -> None:
+    assert read_reload(path, in_force) == Reload({"bundle": in_force.config}, ())
 
 
-def test_a_file_that_did_not_change_changes_nothing(path: Path, started: StationConfig, calibration: Calibration) -> None:
-    assert read(path, started, calibration) == Reload(started, calibration, ())
+def test_what_may_change(path: Path, in_force: Loaded) -> None:
+    after = "deadline_ms: 50000\njournal_heads: heads.txt\nevidence: {folder: pictures}\nrejector: {kind: dry-run, pulse_ms: 7}"
+    change(path, "deadline_ms: 60000", after)
+    fresh = read_reload(path, in_force)
+    assert fresh.changed == ("deadline_ms", "rejector", "evidence", "journal_heads")
+    config = fresh.recipes["bundle"]
+    assert (config.deadline_ms, config.rejector.pulse_ms) == (50_000, 7)
+    assert config.evidence is not None
+    assert config.evidence.folder == path.parent / "pictures"
 
 
-def test_what_may_change(path: Path, started: StationConfig, calibration: Calibration) -> None:
-    change(path, "deadline_ms: 60000", "deadline_ms: 50000\njournal_heads: heads.txt\nevidence:\n  folder: pictures")
-    fresh = read(path, started, calibration)
-    assert fresh.changed == ("deadline_ms", "evidence", "journal_heads")
-    assert fresh.config.deadline_ms == 50_000
-    assert fresh.config.evidence is not None
-    assert fresh.config.evidence.folder == path.parent / "pictures"
-
-
-def test_a_new_threshold_in_the_same_file(path: Path, started: StationConfig, calibration: Calibration) -> None:
-    better = calibration.model_copy(update={"threshold": calibration.threshold + 1})
+def test_other_files_at_the_same_place(path: Path, in_force: Loaded) -> None:
+    better = in_force.calibration.model_copy(update={"threshold": in_force.calibration.threshold + 1})
     save_calibration(path.parent / "line-1.json", better)
-    assert read(path, started, calibration) == Reload(started, better, ("calibration",))
+    assert read_reload(path, in_force).changed == ("calibration",)
+    write_tiny_bundle(path.parent / "bundle", threshold=3.0)
+    assert read_reload(path, in_force).changed == ("bundle", "calibration")
+
+
+def test_further_recipes_may_come_and_go_but_not_the_one_in_force(path: Path, tmp_path: Path) -> None:
+    config = write_recipes(tmp_path / "more")
+    bolt = load_recipes(config)["bolt"]
+    judge = Judge("bolt", FakeScorer(FakeClock(), []), load_calibration(bolt.calibration))
+    in_force = Loaded(bolt, bundle_digest(bolt.bundle), 0.1, judge)
+    assert list(read_reload(config, in_force).recipes) == ["bolt", "gasket"]  # the one in force first
+    change(config, "  gasket: {bundle: bundles/gasket, calibration: gasket.json}\n", "")
+    change(config, "recipe: gasket", "recipe: bolt")
+    assert list(read_reload(config, in_force).recipes) == ["bolt"]
+    change(config, "recipe: bolt", "recipe: nut")
+    change(config, "  bolt:", "  nut:")
+    with pytest.raises(StationError, match="no recipe bolt, which is in force; change to another one first"):
+        read_reload(config, in_force)
 
 
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        ("threads: 1", "threads: 2", "'threads' cannot change while the station runs, only calibration, deadline_ms, evidence"),
+        ("threads: 1", "threads: 2", "'threads' cannot change while the station runs, only recipe, code, bundle, calibration"),
         ("station: line-1", "station: line-2", "'station' cannot change"),
         ("journal: journal.db", "journal: other.db", "'journal' cannot change"),
         ("path: parts", "path: bundle", "'source' cannot change"),
-        ("deadline_ms: 60000", "deadline_ms: 60001", "deadline_ms is 60001, expected at most 60000, which the rejector was"),
+        ("threads: 1", "rejector: {kind: dry-run, heartbeat_ms: 77}", "'threads, rejector' cannot change"),
+        ("threads: 1", "threads: 1\nrejector: {kind: dry-run, travel_ms: 7}", "the deadline of 60000 ms is after the part's"),
         ("deadline_ms: 60000", "deadline_ms: 0", "'deadline_ms' is 0"),
         ("bundle: bundle", "bundel: bundle", "unknown key 'bundel'"),
         ("calibration: line-1.json", "calibration: none.json", "none.json: cannot be read"),
@@ -77,25 +98,9 @@ def test_a_new_threshold_in_the_same_file(path: Path, started: StationConfig, ca
         ("deadline_ms: 60000", "deadline_ms: [", "not YAML"),
     ],
 )
-def test_what_is_refused_is_one_line(
-    path: Path, started: StationConfig, calibration: Calibration, before: str, after: str, message: str
-) -> None:
+def test_what_is_refused_is_one_line(path: Path, in_force: Loaded, before: str, after: str, message: str) -> None:
     change(path, before, after)
     with pytest.raises(InspectionError) as refused:
-        read(path, started, calibration)
+        read_reload(path, in_force)
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
-
-
-@pytest.mark.parametrize("field", ["station", "camera", "recipe", "bundle_digest", "backend", "precision", "engine_digest"])
-def test_a_calibration_for_anything_else_is_refused(
-    path: Path, started: StationConfig, calibration: Calibration, field: str
-) -> None:
-    save_calibration(path.parent / "line-1.json", calibration.model_copy(update={field: "another"}))
-    with pytest.raises(InspectionError, match="another"):
-        read(path, started, calibration)
-
-
-def test_a_deadline_may_go_back_to_where_it_started(path: Path, started: StationConfig, calibration: Calibration) -> None:
-    running = started.model_copy(update={"deadline_ms": 100.0})
-    assert read_reload(path, started, running, calibration).changed == ("deadline_ms",)
