@@ -23,7 +23,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from calibration.defects import Defect, Mask
+from calibration.fit import make_calibration, score_images
+from calibration.propose import Wishes, propose
 from calibration.record import Calibration, save_calibration
+from calibration.scores import split
 from edge.judge import Judge
 from edge.verdict import Arrival, Frame, Missing, Outcome, Verdict
 from edge.worker import Scorer as JudgesScorer
@@ -554,15 +557,13 @@ class FakeLedger:
 class FakeCamera:
     """Gives pictures as parts; None is a part without one. `age_ms` is how long ago each part triggered when it is given.
 
-    The first part comes ten seconds after it was asked for.
-
     Attributes:
+        first_after_ms: when the first part comes after it was asked for.
         healthy, status: as a `Camera`'s.
         closed: calls of `close`.
     """
 
-    healthy = True
-    status = ""
+    first_after_ms = 10_000.0
 
     def __init__(self, clock: FakeClock, pictures: Sequence[Image | None], age_ms: Sequence[float] = ()) -> None:
         self._clock = clock
@@ -574,7 +575,7 @@ class FakeCamera:
 
     def frames(self) -> Iterator[Arrival]:
         """One arrival for each picture."""
-        self._clock.advance_ms(10_000)
+        self._clock.advance_ms(self.first_after_ms)
         for part, picture in enumerate(self._pictures, start=1):
             age_ms = self._age_ms[part - 1] if self._age_ms else 0.0
             trigger_ns = self._clock.now_ns() - round(age_ms * 1e6)
@@ -672,6 +673,14 @@ def calibration_for(inspector: Inspector, threshold: float) -> Calibration:
             "engine_digest": inspector.extractor.engine_digest,
         }
     )
+
+
+def calibrate(inspector: Inspector, paths: Sequence[Path], *, station: str, rate: float) -> Calibration:
+    """A conformal calibration on pictures that are a part each."""
+    scored = score_images(inspector, paths, paths[0].parent, grouping="none")
+    wishes = Wishes(rate=rate)
+    proposal = propose(split(scored)[0], wishes).of("conformal")
+    return make_calibration(inspector, proposal, wishes, station=station, camera="c", who="w")
 
 
 def tiny_calibration(threshold: float = 1.25) -> Calibration:

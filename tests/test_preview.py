@@ -50,7 +50,11 @@ def test_exposure_counts_a_pixel_as_saturated_by_one_channel_and_as_black_by_all
     assert figures.mean == pytest.approx((5 * 250 + 3 * 24 + 2 * 25 + 4 * 747 + 86 * 300) / 300)
 
 
-class Slow(FakeCamera):
+class Prompt(FakeCamera):
+    first_after_ms = 0.0
+
+
+class Slow(Prompt):
     """Pictures 100 ms apart, and then silence in which it beats."""
 
     def __init__(self, clock: FakeClock, pictures: int, beat: Callable[[], None]) -> None:
@@ -96,7 +100,7 @@ def test_the_first_picture_is_not_waited_for_without_end() -> None:
 
 def test_what_was_no_picture_is_counted_by_its_reason() -> None:
     clock = FakeClock()
-    watched = watch(lambda beat: FakeCamera(clock, [None, flat(20), None]), clock, 5.0)
+    watched = watch(lambda beat: Prompt(clock, [None, flat(20), None]), clock, 5.0)
     assert dict(watched.faults) == {"no picture": 2}
     assert watched.frames == 1
 
