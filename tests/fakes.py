@@ -675,7 +675,7 @@ def calibration_for(inspector: Inspector, threshold: float) -> Calibration:
     )
 
 
-def calibrate(inspector: Inspector, paths: Sequence[Path], *, station: str, rate: float) -> Calibration:
+def conformal_record(inspector: Inspector, paths: Sequence[Path], *, station: str, rate: float) -> Calibration:
     """A conformal calibration on pictures that are a part each."""
     scored = score_images(inspector, paths, paths[0].parent, grouping="none")
     wishes = Wishes(rate=rate)

@@ -20,7 +20,7 @@ from engines.bundle import Variant, load_bundle
 from engines.images import Image, encode_png
 from engines.inspector import Inspector
 from engines.verify import verify_golden
-from tests.fakes import calibrate, cells, feature_graph, flat, textured, write_pictures, write_tiny_bundle
+from tests.fakes import cells, conformal_record, feature_graph, flat, textured, write_pictures, write_tiny_bundle
 
 
 def station_image(seed: int, grey: int = 140) -> Image:
@@ -38,7 +38,7 @@ def station(tmp_path: Path) -> Path:
     write_pictures(tmp_path / "good", [station_image(seed, 139 + seed % 3) for seed in range(12)])
     with Inspector(load_bundle(tmp_path / "bundle"), threads=1) as inspector:
         paths = sorted((tmp_path / "calibrated-on").iterdir())
-        record = calibrate(inspector, paths, station="line-2", rate=0.1)
+        record = conformal_record(inspector, paths, station="line-2", rate=0.1)
     save_calibration(tmp_path / "line-2.json", record)
     return tmp_path
 
@@ -141,7 +141,7 @@ def test_an_adapted_bundle_can_be_adapted_again_and_keeps_its_history(station: P
     assert adapt(station) == 0
     write_pictures(station / "calibrated-on", [station_image(seed, 140 + seed % 4) for seed in range(200, 220)])
     with Inspector(load_bundle(station / "new"), threads=1) as inspector:
-        record = calibrate(inspector, sorted((station / "calibrated-on").iterdir()), station="line-2", rate=0.1)
+        record = conformal_record(inspector, sorted((station / "calibrated-on").iterdir()), station="line-2", rate=0.1)
     save_calibration(station / "line-2.json", record)
     names = write_pictures(station / "good", [station_image(seed, 139 + seed % 3) for seed in range(50, 62)])
     assert adapt(station, "--accept", *(path.name for path in names), out="newer", bundle="new") == 0
@@ -171,7 +171,7 @@ def test_a_precision_that_still_agrees_is_kept_with_its_graph(station: Path) -> 
     )
     with Inspector(load_bundle(station / "bundle"), threads=1) as inspector:
         paths = sorted((station / "calibrated-on").iterdir())
-        save_calibration(station / "line-2.json", calibrate(inspector, paths, station="line-2", rate=0.1))
+        save_calibration(station / "line-2.json", conformal_record(inspector, paths, station="line-2", rate=0.1))
     assert adapt(station) == 0
     again = load_bundle(station / "new").manifest.variant("fp16")
     assert again is not None and again.offered and again.images >= 1

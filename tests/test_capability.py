@@ -31,7 +31,7 @@ from calibration.saliency import Saliency
 from engines.bundle import load_bundle
 from engines.images import Image, decode_image, encode_png, read_image
 from engines.inspector import Inspector, Score
-from tests.fakes import calibrate, flat, textured, write_pictures, write_tiny_bundle
+from tests.fakes import conformal_record, flat, textured, write_pictures, write_tiny_bundle
 
 SIZE = (64, 96)
 EVERYWHERE = Saliency(None, "everywhere", "a test")
@@ -313,7 +313,7 @@ def run(tmp_path: Path, *more: str) -> int:
 
 @pytest.fixture
 def calibrated(tmp_path: Path, inspector: Inspector, good: list[Path]) -> Path:
-    calibration = calibrate(inspector, good, station="line-1", rate=0.2)
+    calibration = conformal_record(inspector, good, station="line-1", rate=0.2)
     save_calibration(tmp_path / "line-1.json", calibration.model_copy(update={"threshold": 0.05}))
     return tmp_path
 
