@@ -142,7 +142,8 @@ class Intake:
 
     def rest(self, reason: str) -> Iterator[Arrival]:
         """What is left of the parts that triggered, without pictures, where the station ends before their turn."""
-        return iter(()) if self._triggered is None else self._triggered.rest(reason)
+        waiting = self._triggered or self._ahead
+        return iter(()) if waiting is None else waiting.rest(reason)
 
     def serve(
         self,

@@ -117,6 +117,17 @@ class AheadCamera:
         with self._changed:
             return [Trigger(arrival.part, arrival.trigger_ns) for arrival in self._arrivals]
 
+    def rest(self, reason: str) -> Iterator[Missing]:
+        """Take no more parts; arrivals without a picture for all that came before."""
+        self._stopping = True
+        with self._changed:
+            left = list(self._arrivals)
+            self._arrivals.clear()
+            self._pictures = 0
+        for arrival in left:
+            why = arrival.reason if isinstance(arrival, Missing) else reason
+            yield Missing(arrival.part, arrival.trigger_ns, arrival.source, why, arrival.part_ref)
+
     def close(self) -> None:
         """End the thread at its next frame and close the camera; may be called twice."""
         self._stopping = True

@@ -94,8 +94,9 @@ class Station:
         self._camera: Camera | None = None
         self._faults: dict[str, str] = {}
         self._posted: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._judging = False
+        self._judging = self._at_work = self._taking = False
         self._after_ms: dict[str, float] = {}  # stages of the last part that came after its row was made
+        self._waited = 0  # as the last turn found it: whatever knows of triggers is the deciding thread's
         self._stop_ns: int | None = None
         self._stop_reason = ""
         self.statistics = Statistics(clock.now_ns())
@@ -147,7 +148,7 @@ class Station:
         self._posted.put(work)
 
     def waiting(self) -> int:
-        """Parts that have triggered and are not judged yet."""
+        """Parts that have triggered and are not judged yet. On the deciding thread. Raises StationError: the rejector is lost."""
         return self._waiting()
 
     def note(self, name: str, details: Mapping[str, object]) -> None:
@@ -172,12 +173,17 @@ class Station:
             StationError: the rejector is not there.
         """
         self._rejector.beat()
+        self._waited = self._waiting()
         self._look()
-        if self._judging:
+        if self._judging or self._at_work:  # what was posted turns the loop itself where it takes time
             return
-        for _ in range(self._posted.qsize()):  # what these post themselves comes with the next turn
-            self._posted.get()()
-        if self._stop_ns is not None:
+        self._at_work = True
+        try:
+            for _ in range(self._posted.qsize()):  # what these post themselves comes with the next turn
+                self._posted.get()()
+        finally:
+            self._at_work = False
+        if self._stop_ns is not None and self._taking:
             over = self._clock.now_ns() - self._stop_ns > self.deadline_ms * 1e6
             if over or self._waiting() == 0:
                 raise _Stop
@@ -242,24 +248,27 @@ class Station:
             "bundle": judge.calibration.bundle_digest,
             "calibration": judge.calibration.digest,
             "deadline_ms": self.deadline_ms,
-            "waiting": self._waiting(),
+            "waiting": self._waited,
             **self.statistics.as_dict(now_ns),
         }
 
     def _arrivals(self, camera: Camera) -> Iterator[Arrival]:
         arrivals = camera.frames()
+        self._taking = True
         while True:
             try:
                 self.turn()
                 arrival = next(arrivals, None)
             except _Stop:
-                return
+                arrival = None
             if arrival is None:
+                self._taking = False  # those that are left wait for nothing any more
                 return
             yield arrival
 
-    def _left(self) -> Iterable[Arrival]:
-        return () if self._stop_ns is None else self._rest(f"the station was told to end ({self._stop_reason}) before its turn")
+    def _left(self) -> Iterator[Arrival]:
+        if self._stop_ns is not None:  # asked once the arrivals are over
+            yield from self._rest(f"the station was told to end ({self._stop_reason}) before its turn")
 
     def _judge(self, arrival: Arrival, deadline: Deadline) -> Verdict:
         if self.state is State.READY:

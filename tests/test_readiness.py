@@ -327,3 +327,40 @@ def test_stages_are_those_of_the_part_and_in_its_row() -> None:
 def test_a_fake_camera_is_healthy_as_every_camera_says() -> None:
     camera = FakeCamera(FakeClock(), [])
     assert (camera.healthy, camera.status) == (True, "")
+
+
+def test_what_was_posted_may_turn_the_loop_while_more_waits() -> None:
+    world = World()
+    done: list[str] = []
+
+    def slow() -> None:
+        world.station.turn()  # as a change of recipe does, to show that nothing passes meanwhile
+        done.append("slow")
+
+    def post() -> None:
+        world.station.post(slow)
+        world.station.post(lambda: done.append("second"))
+
+    world.run(post, 10)
+    assert done == ["slow", "second"]
+
+
+def test_the_status_asks_nothing_that_belongs_to_the_deciding_thread() -> None:
+    world = World()
+    asking: list[str] = []
+
+    def waiting() -> int:
+        asking.append(threading.current_thread().name)
+        return 3
+
+    world.station._waiting = waiting
+    said: list[object] = []
+
+    def ask() -> None:
+        other = threading.Thread(target=lambda: said.append(world.station.status()["waiting"]), name="http")
+        other.start()
+        other.join()
+
+    world.run(10, ask)
+    assert said == [3]
+    assert "http" not in asking
