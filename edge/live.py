@@ -31,7 +31,8 @@ class LiveCamera:
 
     Without a trigger each picture that the station takes is a part, always the newest: those that come while it is busy are
     let go, and while the camera is lost there is no part. With one, parts come whatever the camera does: pictures are held
-    in order, so that each part finds the first after its trigger, and a part that asks a lost camera is missing.
+    in order, so that each part finds the first after its trigger, and a part that asks a lost camera, or whose picture was let
+    go for newer ones, is missing.
 
     Attributes:
         settings: what was set, and what the device said that it has, when it was last opened.
@@ -67,6 +68,7 @@ class LiveCamera:
         self._timeout_ns = round(source.timeout_ms * 1e6)
         self._check = FrameCheck(_size(source), source.black_level, source.saturated_level)
         self._held: deque[tuple[int, Image | str]] = deque(maxlen=_HELD if parts_by_trigger else 1)
+        self._gone_ns: int | None = None  # when the last picture was taken that was let go for newer ones, until it is told
         self._news = threading.Condition()
         self._failure: InspectionError | None = None
         self._open = self._delivers = self._worked = False
@@ -132,6 +134,9 @@ class LiveCamera:
                     self._news.wait(SLICE_S)
                 if self._failure is not None:
                     raise self._failure
+                if self._gone_ns is not None:  # a part that triggered before it must not get a later one
+                    gone_ns, self._gone_ns = self._gone_ns, None
+                    return gone_ns, self._let_go_of()
                 if self._held:
                     return self._held.popleft()
             if self._parts_by_trigger:
@@ -148,6 +153,9 @@ class LiveCamera:
 
     def _silence(self) -> str:
         return f"camera {self._device.name}: no new frame for {self._source.timeout_ms / 1e3:g} s"
+
+    def _let_go_of(self) -> str:
+        return f"camera {self._device.name}: its picture was let go, {_HELD} later ones came before the station asked"
 
     def _run(self) -> None:
         try:
@@ -234,6 +242,8 @@ class LiveCamera:
     def _hold(self, captured_ns: int, picture: Image | str) -> None:
         if self._delivers:  # while it is lost there is no part, or each is missing
             with self._news:
+                if self._parts_by_trigger and len(self._held) == _HELD:
+                    self._gone_ns = self._held[0][0]
                 self._held.append((captured_ns, picture))
                 self._news.notify()
 

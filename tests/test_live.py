@@ -436,6 +436,8 @@ def test_with_a_trigger_line_pictures_are_held_in_order(clock: FakeClock) -> Non
     device = FakeDevice(clock)
     with opened(device, clock, parts_by_trigger=True) as rig:
         rig.feed(*(flat(grey) for grey in range(11, 23)))
+        gone = next(rig.frames)
+        assert reason_of(gone) == "camera fake: its picture was let go, 8 later ones came before the station asked"
         assert [grey_of(next(rig.frames)) for _ in range(8)] == [15, 16, 17, 18, 19, 20, 21, 22]  # the newest eight
 
 
