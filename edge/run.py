@@ -64,11 +64,11 @@ def run_station(
     """
     first = next(iter(recipes.values()))
     notifier, hold = Notifier(), Hold()
-    rejector: Rejector | None = None
+    line: Rejector | None = None
 
-    def beat() -> None:  # while the journal waits
-        if rejector is not None:
-            rejector.beat()
+    def beat() -> None:  # while the journal waits; parts that come meanwhile are announced all the same
+        if line is not None:
+            line.beat()
         notifier.turn()
 
     def turn() -> None:  # while the station waits for a score or a part
@@ -92,8 +92,9 @@ def run_station(
         closing.callback(lambda: _close_journal(journal, kept))
         kept.open_evidence(journal)
         closing.callback(kept.close_evidence)
-        rejector = closing.enter_context(contextlib.closing(open_rejector(config)))
+        line = rejector = closing.enter_context(contextlib.closing(open_rejector(config)))
         intake = closing.enter_context(contextlib.closing(Intake(config, camera, rejector, turn, journal.later)))
+        line = intake.rejector
         _note_start(journal, kept, in_force, rolled_back)
         described = _describe(config, rejector)
         station = Station(

@@ -148,7 +148,7 @@ class Station:
         self._posted.put(work)
 
     def waiting(self) -> int:
-        """Parts that have triggered and are not judged yet. On the deciding thread. Raises StationError: the rejector is lost."""
+        """Parts that have triggered and are not judged yet. Raises StationError: the rejector is lost."""
         return self._waiting()
 
     def note(self, name: str, details: Mapping[str, object]) -> None:

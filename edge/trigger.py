@@ -321,22 +321,25 @@ class TriggeredCamera:
         self._camera.close()
 
     def _watch(self, arrivals: Iterator[Arrival]) -> Iterator[Arrival]:
-        held: Frame | None = None  # already the next part's
+        held: Arrival | None = None  # the next part's as well, if that triggered before it
         while (trigger := self._next()) is not None:
             if trigger.fault:
                 yield self._missing(trigger, "trigger", trigger.fault)
                 continue
-            arrival: Arrival | None = held or next(arrivals, None)
+            arrival = held or next(arrivals, None)
             while arrival is not None and _taken_ns(arrival) < trigger.at_ns:  # a bad frame of before is not this part's either
                 arrival = next(arrivals, None)
             if arrival is None:
                 return
-            held = None
             following = next(iter(self._triggers.pending()), None)
-            if isinstance(arrival, Frame) and following is not None and following.at_ns <= arrival.captured_ns:
+            if isinstance(arrival, Missing):  # what is missing is so for all that triggered before
+                held = arrival
+                yield self._give(arrival, trigger)
+            elif following is not None and following.at_ns <= arrival.captured_ns:
                 held = arrival
                 yield self._missing(trigger, arrival.source, "no frame before the next part's trigger")
             else:
+                held = None
                 yield self._give(arrival, trigger)
 
     def _replay(self, arrivals: Iterator[Arrival]) -> Iterator[Arrival]:

@@ -9,6 +9,7 @@ import os
 import pty
 import queue
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -19,11 +20,11 @@ from typing import Any
 import pytest
 
 from edge.__main__ import main
-from edge.config import load_config
+from edge.config import load_config, load_recipes
 from edge.intake import Intake, looks_aside
 from edge.rejector import DryRunRejector
-from edge.run import open_camera
-from edge.verdict import Frame
+from edge.run import open_camera, run_station
+from edge.verdict import Frame, Verdict
 from engines.images import Image
 from tests.fakes import flat, journal_rows, write_pictures, write_station
 
@@ -269,6 +270,30 @@ def test_the_line_hears_of_parts_that_wait_for_their_turn(config: Path) -> None:
     intake.close()
     assert heard[:2] == [1, 2]
     assert heard == list(range(1, len(heard) + 1))
+
+
+def test_the_line_hears_of_parts_that_come_while_the_journal_is_locked(config: Path) -> None:
+    add(config, "trigger: {kind: timer, period_ms: 20}", "journal_timeout_ms: 200")
+    heard: list[int] = []
+    heard_by_then: list[int] = []
+    other: list[sqlite3.Connection] = []
+
+    class Line(DryRunRejector):
+        def announce(self, part: int, trigger_ns: int) -> None:
+            heard.append(part)
+
+        def apply(self, verdict: Verdict) -> None:
+            super().apply(verdict)
+            if verdict.part == 1:
+                heard_by_then.append(heard[-1])
+                other.append(sqlite3.connect(config.parent / "journal.db", isolation_level=None))
+                other[0].execute("BEGIN IMMEDIATE")
+            elif verdict.part == 2:
+                heard_by_then.append(heard[-1])
+                other[0].close()
+
+    assert run_station(load_recipes(config), lambda _config: Line()) == 1
+    assert heard_by_then[1] > heard_by_then[0] + 5  # 200 ms have room for ten
 
 
 def test_an_intake_that_cannot_be_made_leaves_no_thread_behind(config: Path) -> None:
