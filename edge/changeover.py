@@ -278,8 +278,9 @@ class Changeover:
         old = self.in_force
         try:
             loaded = take()
-        except InspectionError as error:
-            raise self._refused(name, who, why, str(error)) from None
+        except Exception as error:  # whatever a backend raises, the recipe in force goes on and somebody hears of it
+            words = str(error) if isinstance(error, InspectionError) else f"{type(error).__name__}: {error}"
+            raise self._refused(name, who, why, words) from None
         chosen = _choice(loaded, self._recipes, who, why)
         if chosen.same_as(old.active.chosen) and loaded == old.loaded:
             return Change(old.active.chosen, None, 0.0)

@@ -537,6 +537,20 @@ def test_a_code_whose_recipe_is_refused_keeps_everything_from_passing(tmp_path: 
     assert bench.recipe == "gasket"
 
 
+def test_a_code_whose_recipe_the_backend_fails_to_load_says_so(
+    monkeypatch: pytest.MonkeyPatch, lines: tuple[Bench, deque[int]]
+) -> None:
+    bench, codes = lines
+
+    def take(config: object) -> Loaded:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(bench.shelf, "take", take)
+    codes.append(2)
+    settle(bench, lambda: "recipe bolt is refused: RuntimeError: out of memory" in bench.changeover.fault())
+    assert bench.journal.events[-1][0] == "recipe-refused"
+
+
 def test_only_the_last_of_many_codes_holds(lines: tuple[Bench, deque[int]]) -> None:
     bench, codes = lines
     codes.extend([2, 1, 2, 1, 2, 3, 1])
