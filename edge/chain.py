@@ -161,6 +161,19 @@ def last_head(connection: sqlite3.Connection) -> Head:
     return Head(0, GENESIS) if found is None else Head(*found)
 
 
+def refuse_other_station(path: Path, connection: sqlite3.Connection, station: str) -> None:
+    """Raises StationError where the newest start in a journal is of a station with another name."""
+    for (body,) in connection.execute(f"SELECT body FROM chain WHERE kind = '{EVENT}' ORDER BY id DESC"):
+        event = json.loads(body)
+        if event["event"] == "started":
+            other = event["details"].get("station", station)
+            if other != station:
+                raise StationError(
+                    f"{path}: the journal of station {other!r}, configured is {station!r}; give each a journal of its own"
+                )
+            return
+
+
 def open_for_reading(path: Path, layout: Layout = JOURNAL) -> sqlite3.Connection:
     """Open a file with a chain and leave no trace, while a station writes to it or after.
 

@@ -16,7 +16,7 @@ from calibration.record import Calibration, load_calibration, mismatches
 from edge.active import check_chosen, config_to_start, load_active
 from edge.agreement import parse_address
 from edge.camera import Camera
-from edge.chain import last_head, open_for_reading
+from edge.chain import last_head, open_for_reading, refuse_other_station
 from edge.commands import Handlers
 from edge.config import rejector_setup
 from edge.control import ControlServer, read_token
@@ -69,7 +69,7 @@ def check_station(recipes: Mapping[str, StationConfig], open_camera: Callable[[]
     except InspectionError as error:
         checks.append(Check("source", config.source.kind, (str(error),)))
     checks += [_check_lines(config), _check_trigger(config), *_check_part_ref(config), *_check_control(config)]
-    checks.append(_check_journal(config.journal))
+    checks.append(_check_journal(config.journal, config.station))
     if config.evidence is not None:
         checks.append(check_evidence(config.evidence))
     return [*checks, _check_active(config.active, recipes)]
@@ -223,14 +223,15 @@ def _check_control(config: StationConfig) -> list[Check]:
     return [Check("control", config.control.address)]
 
 
-def _check_journal(path: Path) -> Check:
+def _check_journal(path: Path, station: str) -> Check:
     check = check_file("journal", path, MIN_FREE_BYTES)
     if check.faults or not os.path.exists(path) or os.path.getsize(path) == 0:
         return check
     try:
         with contextlib.closing(open_for_reading(path)) as connection:
             head = last_head(connection)
-    except (InspectionError, sqlite3.Error) as error:
+            refuse_other_station(path, connection, station)
+    except (InspectionError, sqlite3.Error, ValueError, KeyError) as error:
         return Check("journal", str(path), (str(error),))
     return Check("journal", f"{check.found}, {head.row} rows")
 

@@ -18,7 +18,19 @@ from pathlib import Path
 from typing import Protocol
 
 from edge import StationError
-from edge.chain import EVENT, EVIDENCE, PART, Head, canonical, create, follow, is_new, last_head, refuse_other_files
+from edge.chain import (
+    EVENT,
+    EVIDENCE,
+    PART,
+    Head,
+    canonical,
+    create,
+    follow,
+    is_new,
+    last_head,
+    refuse_other_files,
+    refuse_other_station,
+)
 from edge.clock import Clock
 from edge.verdict import Arrival, Frame, Outcome, Verdict
 from engines.atomic import make_folder
@@ -77,7 +89,7 @@ class SqliteJournal:
     first row that can be written again follows an event `gap` with their numbers.
     """
 
-    def __init__(self, path: Path, run: str, clock: Clock, *, timeout_ms: float = 200) -> None:
+    def __init__(self, path: Path, run: str, clock: Clock, *, timeout_ms: float = 200, station: str | None = None) -> None:
         """Open or make the file, and record what an interrupted run left undecided.
 
         Args:
@@ -86,9 +98,10 @@ class SqliteJournal:
             clock: the one that triggers were taken with. It sleeps while another program's lock holds a write up, so that a
                 station whose clock beats goes on showing that it turns.
             timeout_ms: a write that is held up for longer fails.
+            station: whose journal it must be, unless it has no start yet.
 
         Raises:
-            StationError: not a journal, a newer one, one of JSON lines, in use by another station, or not writable.
+            StationError: not a journal, a newer one, one of JSON lines, another station's or in use by one, or not writable.
         """
         self._path = path
         self._clock = clock
@@ -107,7 +120,9 @@ class SqliteJournal:
                 self._connection = self._open()
                 undo.callback(self._connection.close)
                 self._inode = os.stat(path).st_ino
-            except (sqlite3.Error, OSError) as error:
+                if station is not None:
+                    refuse_other_station(path, self._connection, station)
+            except (sqlite3.Error, OSError, ValueError, KeyError) as error:
                 raise self._refused(error) from None
             self._recover()
             undo.pop_all()

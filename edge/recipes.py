@@ -77,7 +77,7 @@ def _open_trusted(bundle: Bundle, config: StationConfig, calibration: Calibratio
     try:
         unfit = binding_faults(inspector, calibration, config.station, config.camera)
         if unfit:
-            raise StationError("; ".join(unfit))
+            raise StationError(f"{config.calibration}: {'; '.join(unfit)}")
         untrue = self_test(inspector).faults
         if untrue:
             raise SelfTestError("; ".join(untrue))

@@ -88,7 +88,7 @@ def run_station(
         clock = SystemClock(beat)
         kept = Kept(config, run, in_force.loaded.spread, console.say, console.warn)
         closing.callback(kept.close_heads)
-        journal = SqliteJournal(config.journal, run, clock, timeout_ms=config.journal_timeout_ms)
+        journal = SqliteJournal(config.journal, run, clock, timeout_ms=config.journal_timeout_ms, station=config.station)
         closing.callback(lambda: _close_journal(journal, kept))
         kept.open_evidence(journal)
         closing.callback(kept.close_evidence)

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -18,6 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from engines import InspectionError
+
+_Number = TypeVar("_Number", int, float)
 
 DONE, NO, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -84,26 +87,34 @@ def progress(title: str) -> Iterator[Callable[..., None]]:
 
 def positive_int(text: str) -> int:
     """argparse type: an integer above 0."""
-    value = int(text)
-    if value <= 0:
+    value = _number(int, text)
+    if value is None or value <= 0:
         raise argparse.ArgumentTypeError(f"{text}, expected an integer above 0")
     return value
 
 
 def count(text: str) -> int:
     """argparse type: an integer of 0 or more."""
-    value = int(text)
-    if value < 0:
+    value = _number(int, text)
+    if value is None or value < 0:
         raise argparse.ArgumentTypeError(f"{text}, expected an integer of 0 or more")
     return value
 
 
 def positive_float(text: str) -> float:
     """argparse type: a finite number above 0."""
-    value = float(text)
-    if not (math.isfinite(value) and value > 0):
+    value = _number(float, text)
+    if value is None or not (math.isfinite(value) and value > 0):
         raise argparse.ArgumentTypeError(f"{text}, expected a number above 0")
     return value
+
+
+def _number(kind: Callable[[str], _Number], text: str) -> _Number | None:
+    """None where the text is none: each type says itself what it expected."""
+    try:
+        return kind(text)
+    except ValueError:
+        return None
 
 
 @contextlib.contextmanager

@@ -236,7 +236,7 @@ def test_an_unknown_backend_is_a_fault_of_the_bundle(config: Path) -> None:
 
 
 def journal_faults(path: Path) -> tuple[str, ...]:
-    return check_module._check_journal(path).faults
+    return check_module._check_journal(path, "line-1").faults
 
 
 def test_journals_that_could_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -188,6 +188,36 @@ def test_usage_errors_exit_with_2(argv: list[str], capsys: pytest.CaptureFixture
     capsys.readouterr()
 
 
+@pytest.mark.parametrize("text", ["x", "0", "1.5", ""])
+def test_a_number_that_is_none_is_named_with_what_was_expected(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        door.main(["label", "--journal", "journal.db", "--part", text])
+    assert f"argument --part: {text}, expected an integer above 0" in capsys.readouterr().err
+
+
+def test_another_stations_journal_is_refused_and_left_alone(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert door.main(["run", "--config", str(config)]) == 0
+    rows = len(journal(config.parent))
+    record = config.parent / "line-1.json"
+    other = load_calibration(record).model_copy(update={"station": "line-2"})
+    record.unlink()
+    save_calibration(record, other)
+    config.write_text(config.read_text().replace("station: line-1", "station: line-2"))
+    capsys.readouterr()
+    fault = "journal.db: the journal of station 'line-1', configured is 'line-2'; give each a journal of its own"
+    assert door.main(["run", "--config", str(config)]) == 2
+    assert fault in capsys.readouterr().err
+    assert door.main(["check", "--config", str(config)]) == 1
+    assert fault in "".join(capsys.readouterr())
+    assert len(journal(config.parent)) == rows
+
+
+def test_a_calibration_of_anything_else_is_named_with_its_file(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config.write_text(config.read_text().replace("station: line-1", "station: line-2"))
+    assert door.main(["run", "--config", str(config)]) == 2
+    assert "line-1.json: calibration is for station 'line-1', configured is 'line-2'" in capsys.readouterr().err
+
+
 def test_a_run_with_a_faulty_configuration_names_every_fault(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config.write_text(config.read_text().replace("bundle: bundle", "bundel: bundle"))
     assert door.main(["run", "--config", str(config)]) == 2
