@@ -83,6 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     mm = bundle.manifest.input.mm_per_pixel
     _write(arguments.out, bundle, images, capability, mm)
     _say(capability, mm)
+    console.say(f"judged at threshold {calibration.threshold:.6g}, {calibration.origin}")
     console.say(f"wrote {arguments.out / PAGE}, {MAP} and {RECORD}")
     return console.DONE
 

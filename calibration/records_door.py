@@ -82,7 +82,8 @@ def _set(arguments: argparse.Namespace, who: str) -> int:
     written = write(arguments.record, new, parts=parts, warnings=warnings)
     console.say(f"threshold {old.threshold:.6g} ({old.origin}) is now {written.threshold:.6g}, {written.origin}")
     _say_rates(written)
-    console.say(f"wrote {arguments.record} and {history_path(arguments.record)}; restart the station to use it")
+    console.say(f"wrote {arguments.record} and {history_path(arguments.record)}")
+    console.say("a station that runs takes it at SIGHUP, one that remembers a chosen recipe also by `edge recipe`")
     return console.DONE
 
 

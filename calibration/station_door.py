@@ -145,6 +145,7 @@ def _challenge(arguments: argparse.Namespace, who: str) -> int:
     console.say(
         f"{'passed' if result.passed else 'FAILED'}: {result}; {result.when}, {result.who}, challenge {result.challenge[:12]}"
     )
+    console.say(f"judged at threshold {calibration.threshold:.6g}, {calibration.origin}")
     return console.DONE if result.passed else console.NO
 
 

@@ -314,7 +314,7 @@ class Changeover:
             self._loop.turn()  # from here on nothing passes
             try:
                 self._switch(after.loaded)
-                self._journal.event("recipe", _details(old.active.chosen, after.active.chosen))
+                self._journal.event("recipe", _details(old.active.chosen, after))
                 save_active(self._path, after.active)
             except InspectionError as error:
                 step.error = error
@@ -355,5 +355,7 @@ def _choice(loaded: Loaded, recipes: Mapping[str, StationConfig], who: str, why:
     return choose(loaded.config, loaded.bundle_digest, loaded.calibration, named, who=who, why=why)
 
 
-def _details(before: Chosen, after: Chosen) -> dict[str, object]:
-    return {"before": before.model_dump(mode="json"), "after": after.model_dump(mode="json")}
+def _details(before: Chosen, after: InForce) -> dict[str, object]:
+    """Both choices, and as at a start the whole record, which alone says whether a threshold was set by hand."""
+    chosen, record = after.active.chosen.model_dump(mode="json"), after.loaded.calibration.model_dump()
+    return {"before": before.model_dump(mode="json"), "after": chosen, "calibration": record}

@@ -177,5 +177,6 @@ def test_the_door_ends_with_1_on_failure_and_keeps_the_result(
     said = capsys.readouterr().out
     assert "wrong: ng/1.png is NG and was decided PASS" in said
     assert "FAILED" in said
+    assert f"judged at threshold 1e+09, {calibration_for(inspector, 1e9).origin}" in said  # by hand or not
     assert main([*argv[:-1], str(tmp_path / "nowhere")]) == 2
     assert "no such folder" in capsys.readouterr().err

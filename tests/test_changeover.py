@@ -155,6 +155,7 @@ def test_a_change_is_whole_and_remembered(bench: Bench) -> None:
     assert [details[side]["recipe"] for side in ("before", "after")] == ["gasket", "bolt"]
     assert details["after"]["bundle_digest"] == bench.changeover.in_force.loaded.bundle_digest
     assert (details["after"]["who"], details["after"]["why"]) == ("Ada", "order 7")
+    assert details["calibration"] == bench.changeover.in_force.loaded.calibration.model_dump()  # says if it was set by hand
 
 
 def test_nothing_passes_from_before_the_change_until_after_it(bench: Bench) -> None:
