@@ -97,7 +97,7 @@ def choose_offline(recipes: Mapping[str, StationConfig], wish: Wish) -> str:
         JournalInUseError: the station runs.
     """
     first = next(iter(recipes.values()))
-    journal = SqliteJournal(first.journal, "recipe", SystemClock(), timeout_ms=first.journal_timeout_ms)
+    journal = SqliteJournal(first.journal, "recipe", SystemClock(), timeout_ms=first.journal_timeout_ms, station=first.station)
     try:
         try:
             config, check = _wanted(recipes, wish, first.active)

@@ -209,6 +209,8 @@ def test_another_stations_journal_is_refused_and_left_alone(config: Path, capsys
     assert fault in capsys.readouterr().err
     assert door.main(["check", "--config", str(config)]) == 1
     assert fault in "".join(capsys.readouterr())
+    assert door.main(["recipe", "--config", str(config), "bundle", "--why", "order 7"]) == 2
+    assert fault in capsys.readouterr().err
     assert len(journal(config.parent)) == rows
 
 
