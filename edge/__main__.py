@@ -174,7 +174,7 @@ def _check(arguments: argparse.Namespace) -> int:
         for line in topic.lines:
             console.say(f"  {line}")
     console.say("What was looked at")
-    checks = check_station(recipes, lambda: open_camera(config))
+    checks = check_station(recipes, open_camera)
     for check in checks:
         console.say(f"{'FAULT' if check.faults else 'ok':5}  {check.name}: {check.found}")
         for fault in check.faults:

@@ -1,18 +1,23 @@
-"""Which triggers, references and control go together, and with what else."""
+"""Which triggers, references, control and camera settings go together, and with what else."""
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from edge import StationError
 from edge.sections import (
+    AnySource,
+    CameraSettings,
     ControlSection,
     Gpio,
     HttpPartRef,
     LineTrigger,
+    LiveSource,
+    PresenceTrigger,
+    Recipe,
     SoftwareTrigger,
     StationConfig,
 )
@@ -81,6 +86,53 @@ def disagreements(config: StationConfig) -> Iterator[tuple[list[str], str]]:
             f"{config.control.address} can be reached from other machines, and whoever reaches it can trigger and halt;"
             " add 'control.token', or use 127.0.0.1",
         )
+
+
+def source_for(config: StationConfig, recipe: Recipe) -> AnySource:
+    """The source with what a recipe gives in place of what the top of the file gives."""
+    own = {name: value for name in CameraSettings.model_fields if (value := getattr(recipe.source, name)) is not None}
+    return config.source.model_copy(update=own) if isinstance(config.source, LiveSource) else config.source
+
+
+def camera_disagreements(config: StationConfig, recipes: Mapping[str, Recipe]) -> Iterator[tuple[list[str], str]]:
+    """Camera settings of recipes that could not be changed between two parts: the keys of their place, and the fault."""
+    given = {}
+    for name, recipe in recipes.items():
+        own = _given(recipe.source)
+        if own and not isinstance(config.source, LiveSource):
+            yield (
+                ["recipes", name, "source"],
+                f"recipe {name}: a source of kind {config.source.kind} has no camera settings; remove {', '.join(own)}",
+            )
+            return
+        if own and isinstance(config.trigger, PresenceTrigger):
+            yield (
+                ["recipes", name, "source"],
+                f"recipe {name}: a trigger of kind presence knows its empty scene as one setting of the camera shows it;"
+                f" give {', '.join(own)} at the top, for all recipes",
+            )
+            return
+        source = source_for(config, recipe)
+        given[name] = _given(source) if isinstance(source, LiveSource) else {}
+    for name, settings in given.items():
+        for other, others in given.items():
+            lacking = [key for key in others if key not in settings]
+            if lacking:
+                yield (
+                    ["recipes", name],
+                    f"recipe {name} does not give source.{', source.'.join(lacking)}, which {other} does, and a camera keeps"
+                    " what it was last told; give it in each recipe, or at the top",
+                )
+                break
+
+
+def _given(settings: CameraSettings) -> dict[str, object]:
+    """What is set, by key; of a white balance each of its own keys as well."""
+    found = {name: value for name in CameraSettings.model_fields if (value := getattr(settings, name)) is not None}
+    balance = settings.white_balance
+    if balance is not None:
+        found |= {f"white_balance.{key}": value for key, value in balance.model_dump(exclude_none=True).items()}
+    return found
 
 
 def _trigger(config: StationConfig) -> Iterator[tuple[list[str], str]]:

@@ -51,28 +51,41 @@ class Check:
     faults: tuple[str, ...] = ()
 
 
-def check_station(recipes: Mapping[str, StationConfig], open_camera: Callable[[], Camera]) -> list[Check]:
+def check_station(recipes: Mapping[str, StationConfig], open_camera: Callable[[StationConfig], Camera]) -> list[Check]:
     """Look at everything that a start needs, and a change to any of its recipes; nothing is changed or written.
 
     Args:
         recipes: a valid configuration, as it is for each recipe; the one to start with first.
-        open_camera: opens its source.
+        open_camera: opens a configuration's source.
     """
     config = next(iter(recipes.values()))
     checks = []
     for name, each in recipes.items():
         of_recipe = "" if len(recipes) == 1 else f"{name}: "
         checks += [dataclasses.replace(check, name=of_recipe + check.name) for check in _check_recipe(each)]
-    try:
-        open_camera().close()
-        checks.append(Check("source", config.source.kind))
-    except InspectionError as error:
-        checks.append(Check("source", config.source.kind, (str(error),)))
+    checks += _check_sources(recipes, open_camera)
     checks += [_check_lines(config), _check_trigger(config), *_check_part_ref(config), *_check_control(config)]
     checks.append(_check_journal(config.journal, config.station))
     if config.evidence is not None:
         checks.append(check_evidence(config.evidence))
     return [*checks, _check_active(config.active, recipes)]
+
+
+def _check_sources(recipes: Mapping[str, StationConfig], open_camera: Callable[[StationConfig], Camera]) -> list[Check]:
+    """Each way in which the source is set, once; the one to start with comes last, so that the camera is left with it."""
+    checks: list[Check] = []
+    looked_at: list[tuple[str, StationConfig]] = []
+    for name, config in recipes.items():
+        if config.source not in [other.source for _, other in looked_at]:
+            looked_at.append((name, config))
+    for name, config in reversed(looked_at):
+        title = "source" if len(looked_at) == 1 else f"{name}: source"
+        try:
+            open_camera(config).close()
+            checks.insert(0, Check(title, config.source.kind))
+        except InspectionError as error:
+            checks.insert(0, Check(title, config.source.kind, (str(error),)))
+    return checks
 
 
 def _check_recipe(config: StationConfig) -> list[Check]:

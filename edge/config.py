@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from edge import StationError
-from edge.agreement import disagreements, place_control
+from edge.agreement import camera_disagreements, disagreements, place_control, source_for
 from edge.code_lines import CODE, STROBE
 from edge.lines import OUTPUTS, LineSpec
 from edge.rejector_process import Setup
@@ -79,6 +79,7 @@ def load_recipes(path: Path) -> dict[str, StationConfig]:
         recipes = {shared.recipe or shared.bundle.name: shared}
     else:
         recipes = {name: _set_up(shared, recipe) for name, recipe in named.recipes.items()}
+        faults += [f"{path}:{_line_of(root, keys)}: {fault}" for keys, fault in camera_disagreements(shared, named.recipes)]
     recipes = {name: config.model_copy(update={"recipe": name}) for name, config in recipes.items()}
     for name, config in recipes.items():
         where, says = ([], "") if named is None else (["recipes", name], f"recipe {name}: ")
@@ -123,6 +124,7 @@ def _set_up(shared: StationConfig, recipe: Recipe) -> StationConfig:
     if recipe.deadline_ms is not None:
         changes["deadline_ms"] = recipe.deadline_ms
     changes["rejector"] = shared.rejector.model_copy(update=timing)
+    changes["source"] = source_for(shared, recipe)
     return shared.model_copy(update=changes)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from calibration.record import load_calibration
 from edge.config import line_specs, rejector_setup
 from edge.lines import LineSpec
-from edge.sections import DryRun, FolderSource, FrameTrigger, Gpio, LineTrigger, Section, StationConfig
+from edge.sections import CameraSettings, DryRun, FolderSource, FrameTrigger, Gpio, LineTrigger, Section, StationConfig
 from engines import InspectionError
 
 _WIDTH = 48
@@ -51,13 +51,14 @@ def explain(recipes: Mapping[str, StationConfig]) -> list[Topic]:
         recipes: the station as it is set up for each, the one to start with first.
     """
     first = next(iter(recipes.values()))
+    own = _own_settings(recipes)
     topics = [
-        Topic("Pictures", tuple(_pictures(first))),
+        Topic("Pictures", tuple(_pictures(first, own))),
         Topic("Parts", tuple(_parts(first))),
         Topic("Lines", tuple(_lines(first))),
     ]
     for name, config in recipes.items():
-        topics.append(Topic(f"Recipe {name}", tuple(_recipe(config))))
+        topics.append(Topic(f"Recipe {name}", tuple(_recipe(config, own))))
         topics.append(Topic(f"Timing of {name}", tuple(_timing(config))))
     return [*topics, Topic("Kept", tuple(_kept(first))), Topic("Control", tuple(_control(recipes)))]
 
@@ -77,9 +78,17 @@ def draw(spans: Sequence[Span], unit: str) -> list[str]:
     return [f"{span.name:{names}}  |{bar:{_WIDTH}}|  {numbers:{wide}}  {span.text}" for span, bar, numbers in bars]
 
 
-def _pictures(config: StationConfig) -> list[str]:
+def _own_settings(recipes: Mapping[str, StationConfig]) -> frozenset[str]:
+    """Keys of the source that recipes give in different ways."""
+    dumps = [config.source.model_dump() for config in recipes.values()]
+    return frozenset(key for key in CameraSettings.model_fields if any(dump.get(key) != dumps[0].get(key) for dump in dumps))
+
+
+def _pictures(config: StationConfig, own: frozenset[str]) -> list[str]:
     source = config.source
-    return [f"{config.camera}: {_said(source)}", *(f"{key}: {value}" for key, value in _settings(source))]
+    settings = [f"{key}: {value}" for key, value in _settings(source) if key.partition(".")[0] not in own]
+    by_recipe = [f"{', '.join(sorted(own))}: as each recipe says; the camera is opened again at a change"] if own else []
+    return [f"{config.camera}: {_said(source)}", *settings, *by_recipe]
 
 
 def _said(section: Section) -> str:
@@ -157,8 +166,10 @@ def _line(spec: LineSpec) -> list[str]:
     return [head, *(f"    {level:4}  {text}" for level, text in zip(levels, means, strict=True))]
 
 
-def _recipe(config: StationConfig) -> list[str]:
+def _recipe(config: StationConfig, own: frozenset[str]) -> list[str]:
     lines = [f"bundle {config.bundle}", f"run by {config.backend} in {config.precision}"]
+    told = [f"{key} {value}" for key, value in _settings(config.source) if key.partition(".")[0] in own]
+    lines += [f"camera told {', '.join(told)}; refused unless that reads back"] if told else []
     try:
         record = load_calibration(config.calibration)
     except InspectionError:

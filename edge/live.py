@@ -1,4 +1,8 @@
-"""A live camera: a thread that holds its newest pictures, says what is wrong with them, and opens a lost camera again."""
+"""A live camera: a thread that holds its newest pictures, says what is wrong with them, and opens a lost camera again.
+
+Between two parts it can be set otherwise: the thread opens it again with the new settings, and with the former ones where
+these do not hold.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -22,8 +27,20 @@ from engines.images import Image
 
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.5, 10.0
 _OPEN_S = 60.0  # a driver that has not opened a camera by then hangs
+_CHANGE_S = 8.0  # the same for one that is to be set otherwise: parts are rejected meanwhile
 _HELD = 8  # pictures that wait for parts that trigger
 _TURNS = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
+
+
+@dataclass(eq=False)
+class _Change:
+    """Other settings on their way through the capture thread."""
+
+    device: Device
+    source: LiveSource
+    done: threading.Event = field(default_factory=threading.Event)
+    given_up: bool = False
+    error: str = ""
 
 
 class LiveCamera:
@@ -35,6 +52,7 @@ class LiveCamera:
     go for newer ones, is missing.
 
     Attributes:
+        source: what it is set to, and its limits.
         settings: what was set, and what the device said that it has, when it was last opened.
         counts: what the device counts, such as lost packets.
     """
@@ -60,13 +78,12 @@ class LiveCamera:
         Raises:
             StationError: it cannot be opened, or does not take its settings: value wanted and value got.
         """
-        self._device = device
-        self._source = source
+        self.source = source
+        self._use(device, source)
         self._clock = clock
         self._beat = beat
         self._parts_by_trigger = parts_by_trigger
-        self._timeout_ns = round(source.timeout_ms * 1e6)
-        self._check = FrameCheck(_size(source), source.black_level, source.saturated_level)
+        self._change: _Change | None = None
         self._held: deque[tuple[int, Image | str]] = deque(maxlen=_HELD if parts_by_trigger else 1)
         self._gone_ns: int | None = None  # when the last picture was taken that was let go for newer ones, until it is told
         self._news = threading.Condition()
@@ -93,14 +110,52 @@ class LiveCamera:
     @property
     def healthy(self) -> bool:
         """Does it deliver, with its settings read back? Also False while its driver hangs."""
-        return self._delivers and self._silent_ns() <= self._timeout_ns
+        return self._change is None and self._delivers and self._silent_ns() <= self._timeout_ns
 
     @property
     def status(self) -> str:
         """Why it is not healthy; empty where it is."""
+        if self._change is not None:
+            return f"camera {self._device.name}: its settings change"
         if self._delivers and self._silent_ns() > self._timeout_ns:
             return self._silence()
         return self._status
+
+    def change(self, device: Device, source: LiveSource) -> None:
+        """Go over to other settings between two parts, for the thread that takes the frames; waits until pictures come.
+
+        It is not healthy meanwhile, and no picture from before is given after. It is opened again, since a driver's queue may
+        hold pictures that were taken with the former settings.
+
+        Args:
+            device: the same camera, not open, for these settings.
+            source: settings and limits.
+
+        Raises:
+            StationError: it does not take them or delivers nothing with them; the former ones are set again, with the patience
+                that a lost camera gets.
+        """
+        if source == self.source:
+            return
+        change = _Change(device, source)
+        with self._news:
+            if self._failure is not None:
+                raise self._failure
+            if self._change is not None:
+                raise StationError(f"camera {self._device.name}: an earlier change of its settings hangs; check the driver")
+            self._change = change
+            if self._parts_by_trigger and self._held:
+                self._gone_ns = self._held[-1][0]
+            self._held.clear()
+        end_ns = self._clock.now_ns() + round(_CHANGE_S * 1e9)
+        try:
+            while not change.done.wait(SLICE_S) and self._clock.now_ns() < end_ns:
+                self._beat()
+        finally:
+            holds = self._settle(change)
+        if not holds:
+            late = f"camera {device.name}: not changed after {_CHANGE_S:g} s; the former settings are set again"
+            raise StationError(change.error or late)
 
     def frames(self) -> Iterator[Arrival]:
         """Arrivals, numbered from 1, until it is closed. A lost camera is waited for.
@@ -160,7 +215,9 @@ class LiveCamera:
     def _run(self) -> None:
         try:
             while not self._stopping:
-                if self._open:
+                if self._change is not None:
+                    self._go_over(self._change)
+                elif self._open:
                     self._read()
                 else:
                     self._connect()
@@ -177,7 +234,51 @@ class LiveCamera:
         with self._news:
             self._failure = error
             self._news.notify()
+            change, self._change = self._change, None
+        if change is not None:
+            change.error = str(error)
+            change.done.set()
         self._opened.set()
+
+    def _use(self, device: Device, source: LiveSource) -> None:
+        self._device = device
+        self._source = source
+        self._timeout_ns = round(source.timeout_ms * 1e6)
+        self._check = FrameCheck(_size(source), source.black_level, source.saturated_level)
+
+    def _settle(self, change: _Change) -> bool:
+        """Whether the new settings hold; where that is not known yet, the former ones are set again."""
+        with self._news:
+            change.given_up = self._change is change
+            holds = not change.given_up and not change.error
+            if holds:
+                self.source = change.source
+        return holds
+
+    def _go_over(self, change: _Change) -> None:
+        """Set the camera otherwise and see a picture, or set it as it was; once each: a lost one is opened again later."""
+        former = self._device, self._source
+        self._worked = True  # what fails from here on refuses the change, and does not end the run
+        self._exchange(change.device, change.source)
+        while self._open and not self._delivers and not self._stopping:
+            self._read()
+        with self._news:
+            if self._delivers and not change.given_up:
+                self._change = None
+        if self._change is not None:
+            reason = self._status
+            self._exchange(*former)
+            again = "are set again" if self._open else f"could not be set again yet ({self._status})"
+            change.error = f"{reason}; the former settings {again}"
+            with self._news:
+                self._change = None
+        change.done.set()
+
+    def _exchange(self, device: Device, source: LiveSource) -> None:
+        self._let_go()
+        self._open = self._delivers = False
+        self._use(device, source)
+        self._connect()
 
     def _connect(self) -> None:
         """One try, of which the first must succeed."""
@@ -242,10 +343,11 @@ class LiveCamera:
     def _hold(self, captured_ns: int, picture: Image | str) -> None:
         if self._delivers:  # while it is lost there is no part, or each is missing
             with self._news:
-                if self._parts_by_trigger and len(self._held) == _HELD:
-                    self._gone_ns = self._held[0][0]
-                self._held.append((captured_ns, picture))
-                self._news.notify()
+                if self._change is None:
+                    if self._parts_by_trigger and len(self._held) == _HELD:
+                        self._gone_ns = self._held[0][0]
+                    self._held.append((captured_ns, picture))
+                    self._news.notify()
 
     def _let_go(self) -> None:
         with contextlib.suppress(Exception):  # a driver that is lost may fail here as well
@@ -258,7 +360,7 @@ class LiveCamera:
         self._let_go()
         end_ns = self._clock.now_ns() + round(self._retry_s * 1e9)
         self._retry_s = min(2 * self._retry_s, LONGEST_RETRY_S)
-        while not self._stopping and (now_ns := self._clock.now_ns()) < end_ns:
+        while not self._stopping and self._change is None and (now_ns := self._clock.now_ns()) < end_ns:
             self._clock.sleep_until_ns(min(end_ns, now_ns + round(SLICE_S * 1e9)))
 
 

@@ -84,6 +84,7 @@ def run_station(
         config = in_force.loaded.config
         camera = open_camera(config) if looks_aside(config) else open_camera(config, turn)
         closing.callback(camera.close)
+        live = camera if isinstance(camera, LiveCamera) else None
         run = f"{datetime.datetime.now(datetime.timezone.utc):%Y%m%dT%H%M%S.%fZ}-{os.getpid()}"
         clock = SystemClock(beat)
         kept = Kept(config, run, in_force.loaded.spread, console.say, console.warn)
@@ -109,7 +110,7 @@ def run_station(
             rest=intake.rest,
             on_state=lambda transition: _tell_state(transition, notifier, station, intake, config.station, described),
         )
-        changeover = _changing(recipes, shelf, in_force, station, rejector, kept, journal)
+        changeover = _changing(recipes, shelf, in_force, station, live, rejector, kept, journal)
         screen = outer.enter_context(contextlib.closing(Screen(station.status, _print_verdict)))
         if service is not None:
             heed = Service(
@@ -164,13 +165,17 @@ def _changing(
     shelf: Shelf,
     in_force: InForce,
     station: Station,
+    live: LiveCamera | None,
     rejector: Rejector,
     kept: Kept,
     journal: SqliteJournal,
 ) -> Changeover:
-    """What changes the recipe: the line's timing, the judge, the deadline, and what counts as a near miss."""
+    """What changes the recipe: the camera, the line's timing, the judge, the deadline, and what counts as a near miss."""
 
     def switch(loaded: Loaded) -> None:
+        source = loaded.config.source
+        if live is not None and not isinstance(source, FolderSource):  # first: what it refuses is as if nothing was asked
+            live.change(make_device(source), source)
         rejector.retime(rejector_setup(loaded.config).settings)
         station.change(loaded.judge)
         station.set_deadline(loaded.config.deadline_ms)
@@ -274,15 +279,17 @@ def open_camera(config: StationConfig, beat: Callable[[], None] = lambda: None) 
 
 
 def open_live(source: AnyLive, beat: Callable[[], None], *, parts_by_trigger: bool = False) -> LiveCamera:
+    return LiveCamera(make_device(source), source, SystemClock(), beat=beat, parts_by_trigger=parts_by_trigger)
+
+
+def make_device(source: AnyLive) -> Device:
+    """The camera that a section describes, not open yet."""
     clock = SystemClock()  # a thread of the camera's sleeps by it, and only the deciding loop may beat
-    device: Device
     if isinstance(source, CsiSource):
-        device = CsiDevice(source, clock)
-    elif isinstance(source, GenicamSource):
-        device = GenicamDevice(source, clock)
-    else:
-        device = opencv_device(source, clock)
-    return LiveCamera(device, source, clock, beat=beat, parts_by_trigger=parts_by_trigger)
+        return CsiDevice(source, clock)
+    if isinstance(source, GenicamSource):
+        return GenicamDevice(source, clock)
+    return opencv_device(source, clock)
 
 
 def _describe(config: StationConfig, rejector: Rejector) -> str:

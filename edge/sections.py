@@ -52,17 +52,22 @@ class WhiteBalance(Section):
     """Gains of a GenICam camera."""
 
 
-class LiveSource(Section):
-    """What all live cameras have. A setting that is left out stays as the camera has it."""
+class CameraSettings(Section):
+    """What a live camera is told. A setting that is left out stays as the camera has it."""
 
     exposure_us: PositiveNumber | None = None
     gain: NumberFromZero | None = None
     """In the camera's own unit."""
     white_balance: WhiteBalance | None = None
     region: Region | None = None
+    frame_rate: PositiveNumber | None = None
+
+
+class LiveSource(CameraSettings):
+    """What all live cameras have."""
+
     rotation: Literal[0, 90, 180, 270] = 0
     """Clockwise, in degrees."""
-    frame_rate: PositiveNumber | None = None
     timeout_ms: PositiveNumber = 2000
     """Without a new frame for this long the camera counts as lost, and is opened again."""
     stale_ms: PositiveNumber = 1000
@@ -113,6 +118,7 @@ class GenicamSource(LiveSource):
 
 
 AnyLive = CameraSource | CsiSource | GenicamSource
+AnySource = FolderSource | AnyLive
 
 
 def _line_id(value: object) -> int | str:
@@ -317,6 +323,8 @@ class Recipe(Section):
     bundle: Path
     calibration: Path
     deadline_ms: PositiveNumber | None = None
+    source: CameraSettings = CameraSettings()
+    """Keys of `source:` that hold for this recipe; each of them is given by all recipes, or at the top."""
     rejector: Timing = Timing()
     code: CountFromZero | None = None
     """What `rejector.recipe_lines` say when it is wanted."""
@@ -344,7 +352,7 @@ class StationConfig(Section):
     threads: CountFromZero = 0
     search: Literal["cpu", "gpu"] | None = None
     deadline_ms: PositiveNumber = 1000
-    source: Annotated[FolderSource | AnyLive, Field(discriminator="kind")]
+    source: Annotated[AnySource, Field(discriminator="kind")]
     rejector: Annotated[DryRun | Gpio, Field(discriminator="kind")] = DryRun(kind="dry-run")
     trigger: Annotated[AnyTrigger, Field(discriminator="kind")] | None = None
     """None: by line where the rejector has a line `trigger`, otherwise each frame."""

@@ -22,8 +22,9 @@ from edge.__main__ import main
 from edge.camera import Camera, FolderCamera
 from edge.check import Check, check_station
 from edge.config import load_recipes
+from edge.sections import LiveSource, StationConfig
 from engines.bundle import GOLDEN, MANIFEST, Variant, load_bundle, pack_npz
-from tests.fakes import FakeClock, feature_graph, flip_byte, journal_rows, write_station, write_tiny_bundle
+from tests.fakes import FakeClock, feature_graph, flip_byte, journal_rows, write_recipes, write_station, write_tiny_bundle
 
 
 @pytest.fixture
@@ -34,13 +35,11 @@ def config(tmp_path: Path) -> Path:
 
 def looked_at(path: Path) -> dict[str, Check]:
     """Each check by its name."""
-    recipes = load_recipes(path)
-    source = next(iter(recipes.values())).source
 
-    def open_camera() -> Camera:
-        return FolderCamera(source.path, FakeClock())  # type: ignore[union-attr]
+    def open_camera(config: StationConfig) -> Camera:
+        return FolderCamera(config.source.path, FakeClock())  # type: ignore[union-attr]
 
-    return {check.name: check for check in check_station(recipes, open_camera)}
+    return {check.name: check for check in check_station(load_recipes(path), open_camera)}
 
 
 def replace(path: Path, old: str, new: str) -> None:
@@ -276,8 +275,27 @@ def test_the_camera_that_was_opened_is_closed(config: Path) -> None:
         def close(self) -> None:
             closed.append(True)
 
-    check_station(load_recipes(config), lambda: Watched(config.parent / "parts", FakeClock()))
+    check_station(load_recipes(config), lambda _: Watched(config.parent / "parts", FakeClock()))
     assert closed == [True]
+
+
+def test_each_way_in_which_recipes_set_the_camera_is_tried_and_the_first_is_left(tmp_path: Path) -> None:
+    path = write_recipes(tmp_path, greys={"gasket": 128, "bolt": 60, "nut": 60})
+    replace(path, "{kind: replay, path: parts}", "{kind: camera, device: 0, exposure_us: 100}")
+    replace(path, "calibration: bolt.json", "calibration: bolt.json, source: {exposure_us: 200}")
+    opened: list[float | None] = []
+
+    def open_camera(config: StationConfig) -> Camera:
+        assert isinstance(config.source, LiveSource)
+        opened.append(config.source.exposure_us)
+        if config.source.exposure_us == 200:
+            raise StationError("exposure_us is 190 after 200 was set")
+        return FolderCamera(tmp_path / "parts", FakeClock())
+
+    checks = {check.name: check.faults for check in check_station(load_recipes(path), open_camera)}
+    assert opened == [200, 100]
+    assert checks["gasket: source"] == ()
+    assert checks["bolt: source"] == ("exposure_us is 190 after 200 was set",)
 
 
 def test_a_deadline_that_no_verdict_can_meet_is_a_fault(config: Path) -> None:

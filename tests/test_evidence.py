@@ -16,9 +16,22 @@ from hypothesis import strategies as st
 
 import edge.evidence as module
 from edge.evidence import Choice, EvidenceFolder, stored
+from edge.journal import SqliteJournal
+from edge.station import Station
 from edge.verdict import Outcome, Verdict
 from engines.images import encode_png, pixel_digest, read_image
-from tests.fakes import FakeLedger, flat, textured
+from tests.fakes import (
+    FakeCamera,
+    FakeClock,
+    FakeLedger,
+    FakeRejector,
+    FakeScorer,
+    Scoring,
+    flat,
+    journal_rows,
+    judge_of,
+    textured,
+)
 
 THRESHOLD = 10.0
 EVERYTHING = Choice(every=1, near=0.0)
@@ -245,6 +258,71 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     evidence.close()
     assert evidence.counts.failed == 1
     assert "could not be written" in complaints[0]
+
+
+JUDGED = [
+    Scoring(0.0),
+    Scoring(11.0),
+    Scoring(9.9),
+    Scoring(0.0, ms=500.0),
+    Scoring(float("nan")),
+    Scoring(0.0, error=RuntimeError("x")),
+    Scoring(10.0),
+]
+
+
+def judged(folder: Path, open_evidence: Callable[[SqliteJournal], EvidenceFolder] | None) -> tuple[Any, ...]:
+    """What comes of a run with and without evidence: verdicts, what the line was told, and the parts' rows."""
+    clock, rejector = FakeClock(), FakeRejector()
+    journal = SqliteJournal(folder / "journal.db", "run", clock)
+    evidence = None if open_evidence is None else open_evidence(journal)
+    scorings = JUDGED * 5
+    station = Station(
+        judge=judge_of(FakeScorer(clock, list(scorings)), THRESHOLD),
+        rejector=rejector,
+        journal=journal,
+        clock=clock,
+        deadline_ms=100.0,
+        evidence=evidence,
+    )
+    verdicts: list[Verdict] = []
+    station.run(FakeCamera(clock, [flat(1, (16, 16))] * len(scorings)), verdicts.append)
+    journal.close()
+    rows = [row for row in journal_rows(folder / "journal.db") if "latency_ms" in row]
+    times = ("recorded", "triggered")
+    return verdicts, rejector.trace, [{key: value for key, value in row.items() if key not in times} for row in rows]
+
+
+def test_verdicts_are_the_same_without_evidence_with_a_disk_that_fails_and_with_a_queue_that_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened_: list[EvidenceFolder] = []
+
+    def open_evidence(journal: SqliteJournal) -> EvidenceFolder:
+        made = EvidenceFolder(
+            tmp_path / "kept", "run", journal, EVERYTHING, quota_bytes=10**9, waiting=1, complain=lambda line: None
+        )
+        opened_.append(made)
+        return made
+
+    def run(name: str, open_: Callable[[SqliteJournal], EvidenceFolder] | None) -> tuple[Any, ...]:
+        (tmp_path / name).mkdir()
+        return judged(tmp_path / name, open_)
+
+    without = run("without", None)
+    assert {verdict.outcome for verdict in without[0]} == set(Outcome)
+    assert len(without[2]) == len(without[0]) == 5 * len(JUDGED)
+    assert run("with", open_evidence) == without
+    monkeypatch.setattr(module, "write_file", full)
+    assert run("failing disk", open_evidence) == without
+    opened_[1].close()
+    assert opened_[1].counts.failed > 0
+    _, release = blocked(monkeypatch)
+    assert run("full queue", open_evidence) == without
+    assert opened_[2].counts.dropped >= 5 * len(JUDGED) - 2
+    release.set()
+    for evidence in opened_:
+        evidence.close()
 
 
 def test_a_picture_that_cannot_be_deleted_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

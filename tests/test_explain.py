@@ -114,6 +114,20 @@ def test_a_recipe_is_said_with_its_threshold_n_and_rate(tmp_path: Path) -> None:
     assert "asked for by code 2 on the recipe lines" in said["Recipe bolt"]
 
 
+def test_camera_settings_are_said_once_or_with_each_recipe_that_has_its_own(tmp_path: Path) -> None:
+    text = WIRED.replace("device: 0}", "device: 0, gain: 2, exposure_us: 800}")
+    same = topics(tmp_path, text)
+    assert "exposure_us: 800.0" in same["Pictures"]
+    assert not any("told" in line for line in same["Recipe bolt"])
+    bolt = "calibration: bolt.json,"
+    assert bolt in text
+    said = topics(tmp_path, text.replace(bolt, f"{bolt} source: {{exposure_us: 300}},"))
+    assert "gain: 2.0" in said["Pictures"]
+    assert "exposure_us: as each recipe says; the camera is opened again at a change" in said["Pictures"]
+    assert "camera told exposure_us 300.0; refused unless that reads back" in said["Recipe bolt"]
+    assert "camera told exposure_us 800.0; refused unless that reads back" in said["Recipe gasket"]
+
+
 def test_what_is_kept_and_who_may_control_it(tmp_path: Path) -> None:
     said = topics(tmp_path, WIRED)
     assert f"journal {tmp_path}/journal.db: a row for each part, for ever" in said["Kept"]

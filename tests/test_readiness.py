@@ -255,6 +255,21 @@ def test_what_is_posted_from_another_thread_is_done_on_the_deciding_one() -> Non
     assert threads == [threading.current_thread()]
 
 
+def test_what_is_posted_may_turn_the_loop_and_the_next_thing_waits_until_it_is_done() -> None:
+    world = World()
+    done: list[str] = []
+
+    def change() -> None:
+        done.append("change begun")
+        world.station.turn()  # as a change does that waits for a camera
+        done.append("change done")
+
+    world.station.post(change)
+    world.station.post(lambda: done.append("other"))
+    world.run(10)
+    assert done == ["change begun", "change done", "other"]
+
+
 def test_a_stop_waits_for_the_parts_that_triggered_and_takes_no_others() -> None:
     world = World(Scoring())
 

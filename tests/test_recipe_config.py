@@ -8,6 +8,7 @@ import pytest
 
 from edge.config import ConfigError, load_config, load_recipes, rejector_setup
 from edge.lines import LineSpec
+from edge.sections import CameraSource
 
 MANY = """\
 station: line-1
@@ -120,12 +121,60 @@ def test_recipe_lines_are_lines_like_others_and_settle_or_strobe(path: Path) -> 
             "station.yaml:17: recipe gasket: code 1 can't be given by any line",
         ),
         ("recipes:\n", "recipes: {}\nmore:\n", "station.yaml:12: 'recipes' is {}"),
+        (
+            "    code: 2\n",
+            "    code: 2\n    source: {gain: 4, white_balance: {kelvin: 4600}}\n",
+            "station.yaml:13: recipe gasket does not give source.gain, source.white_balance, source.white_balance.kelvin, which"
+            " bolt does, and a camera keeps what it was last told; give it in each recipe, or at the top",
+        ),
+        (
+            "    code: 2\n",
+            "    code: 2\n    source: {device: 1}\n",
+            "station.yaml:23: unknown key 'recipes.bolt.source.device'; ",
+        ),
+        ("    code: 2\n", "    code: 2\n    source: {gain: -1}\n", "station.yaml:23: 'recipes.bolt.source.gain' is -1; "),
     ],
 )
 def test_faults_have_their_line(path: Path, old: str, new: str, fault: str) -> None:
     assert old in MANY
     found = faults_of(path, MANY.replace(old, new))
     assert [line for line in found if line.startswith(fault)], found
+
+
+def with_cameras(top: str, gasket: str, bolt: str) -> str:
+    text = MANY.replace("{kind: camera, device: 0}", f"{{kind: camera, device: 0{top}}}")
+    return text.replace("    code: 1\n", f"    code: 1\n    source: {{{gasket}}}\n").replace(
+        "    code: 2\n", f"    code: 2\n    source: {{{bolt}}}\n"
+    )
+
+
+def test_a_recipe_has_its_own_camera_settings_and_otherwise_those_of_the_top(path: Path) -> None:
+    balances = "white_balance: {kelvin: 4000}", "white_balance: {kelvin: 5000}"
+    path.write_text(with_cameras(", exposure_us: 800, rotation: 90", f"exposure_us: 500, {balances[0]}", balances[1]))
+    recipes = load_recipes(path)
+    found = []
+    for name in ("gasket", "bolt"):
+        source = recipes[name].source
+        assert isinstance(source, CameraSource)
+        assert source.white_balance is not None
+        found.append((source.device, source.rotation, source.exposure_us, source.white_balance.kelvin, source.gain))
+    assert found == [(0, 90, 500, 4000, None), (0, 90, 800, 5000, None)]
+
+
+def test_of_a_white_balance_each_colour_is_given_by_all_recipes(path: Path) -> None:
+    red, both = "white_balance: {red: 1.5}", "white_balance: {red: 1.5, blue: 2}"
+    (fault,) = faults_of(path, with_cameras("", red, both))
+    assert fault.startswith("station.yaml:13: recipe gasket does not give source.white_balance.blue, which bolt does")
+
+
+def test_a_replay_and_a_presence_test_take_no_settings_of_recipes(path: Path) -> None:
+    text = with_cameras("", "gain: 1", "gain: 2")
+    (fault,) = faults_of(path, text.replace("{kind: camera, device: 0}", "{kind: replay, path: parts}"))
+    assert fault == "station.yaml:18: recipe gasket: a source of kind replay has no camera settings; remove gain"
+    text = text.replace(", trigger: 11", "") + "trigger: {kind: presence, empty: empty.npz}\n"
+    (fault,) = faults_of(path, text)
+    assert fault.startswith("station.yaml:18: recipe gasket: a trigger of kind presence knows its empty scene as one setting")
+    assert fault.endswith("give gain at the top, for all recipes")
 
 
 def test_a_dry_run_takes_no_distances_in_pulses(path: Path) -> None:
