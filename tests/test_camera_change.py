@@ -90,6 +90,15 @@ def test_pictures_that_wait_for_triggers_are_dropped_as_well() -> None:
     bench.camera.close()
 
 
+def test_a_picture_that_was_on_its_way_when_the_change_was_asked_for_is_dropped(bench: Bench) -> None:
+    bench.device.hang()
+    bench.device.put(flat(13))
+    bench.other.put(flat(21), flat(22))
+    bench.beats.work = bench.device.let_go  # the read of before ends during the change
+    bench.camera.change(bench.other, NEW)
+    assert grey(next(bench.frames)) in (21, 22)
+
+
 def test_during_the_change_it_is_not_healthy_and_says_why(bench: Bench) -> None:
     seen = []
 
