@@ -93,7 +93,7 @@ def run_over(
     log: Path,
     on_rejector: Callable[[int], None] = lambda pid: None,
 ) -> dict[str, int]:
-    """Run the station of a configuration, as `edge run` does, and say how many parts had which outcome.
+    """Run the station of a configuration, as `edge run` does: parts by outcome, and how many `pictures` were kept.
 
     Args:
         path: of the configuration.
@@ -114,7 +114,9 @@ def run_over(
     with log.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file), camera:
         run_station(recipes, take_lines, service=path)
     with contextlib.closing(sqlite3.connect(journal)) as connection:
-        return dict(connection.execute("SELECT outcome, count(*) FROM parts GROUP BY outcome ORDER BY outcome"))
+        counts = dict(connection.execute("SELECT outcome, count(*) FROM parts GROUP BY outcome ORDER BY outcome"))
+        (counts["pictures"],) = connection.execute("SELECT count(*) FROM evidence").fetchone()
+        return counts
 
 
 def where() -> str:

@@ -57,9 +57,9 @@ def _run(arguments: argparse.Namespace) -> int:
     samples: list[Sample] = []
     try:
         with tempfile.TemporaryDirectory() as name:
-            outcomes = _measure(Path(name), seconds, samples)
-        decided = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
-        console.say(f"{sum(outcomes.values())} parts in {samples[-1].seconds / 60:.1f} minutes: {decided}")
+            counts = _measure(Path(name), seconds, samples)
+        decided = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+        console.say(f"{samples[-1].parts} parts in {samples[-1].seconds / 60:.1f} minutes: {decided}")
     finally:  # what was seen of an hour is worth something, however it ended
         _show(samples)
         if arguments.json is not None:

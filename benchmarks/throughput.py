@@ -34,12 +34,12 @@ _EVIDENCE: dict[str, str | None] = {"none": None, "as it comes": "", "of every p
 
 @dataclass(frozen=True)
 class Measured:
-    """Images a second in each turn, and what the station decided."""
+    """Images a second in each turn, and how many parts had which outcome and pictures were kept."""
 
     evidence: str
     bare: list[float]
     station: list[float]
-    outcomes: dict[str, int]
+    counts: dict[str, int]
 
     @property
     def ratio(self) -> float:
@@ -103,7 +103,7 @@ def _run(arguments: argparse.Namespace) -> int:
     rows = []
     for one in found:
         bare, station = np.median(one.bare), np.median(one.station)
-        decided = ", ".join(f"{count} {outcome}" for outcome, count in one.outcomes.items())
+        decided = ", ".join(f"{count} {outcome}" for outcome, count in one.counts.items())
         rows.append((one.evidence, f"{bare:.1f}", f"{station:.1f}", f"{one.ratio:.3f}", decided))
     console.table("images a second", ("evidence", "bare pipeline", "station", "ratio", "decided"), rows)
     console.say(f"medians of {turns} turns of {_TIMED} images; on {where()}")
@@ -124,8 +124,8 @@ def _measure(folder: Path, evidence: str, turns: int) -> Measured:
         return cameras[-1]
 
     with Inspector(load_bundle(config.bundle)) as inspector:
-        outcomes = run_over(path, open_camera, folder / "station.log")
-    return Measured(evidence, cameras[0].bare, cameras[0].station, outcomes)
+        counts = run_over(path, open_camera, folder / "station.log")
+    return Measured(evidence, cameras[0].bare, cameras[0].station, counts)
 
 
 if __name__ == "__main__":
