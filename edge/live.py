@@ -85,7 +85,7 @@ class LiveCamera:
         self._parts_by_trigger = parts_by_trigger
         self._change: _Change | None = None
         self._held: deque[tuple[int, Image | str]] = deque(maxlen=_HELD if parts_by_trigger else 1)
-        self._gone_ns: int | None = None  # when the last picture was taken that was let go for newer ones, until it is told
+        self._gone: tuple[int, str] | None = None  # when the last picture was taken that was let go, and why, until it is told
         self._news = threading.Condition()
         self._failure: InspectionError | None = None
         self._open = self._delivers = self._worked = False
@@ -145,7 +145,7 @@ class LiveCamera:
                 raise StationError(f"camera {self._device.name}: an earlier change of its settings hangs; check the driver")
             self._change = change
             if self._parts_by_trigger and self._held:
-                self._gone_ns = self._held[-1][0]
+                self._gone = self._held[-1][0], self._let_go_of("its settings changed")
             self._held.clear()
         end_ns = self._clock.now_ns() + round(_CHANGE_S * 1e9)
         try:
@@ -189,9 +189,9 @@ class LiveCamera:
                     self._news.wait(SLICE_S)
                 if self._failure is not None:
                     raise self._failure
-                if self._gone_ns is not None:  # a part that triggered before it must not get a later one
-                    gone_ns, self._gone_ns = self._gone_ns, None
-                    return gone_ns, self._let_go_of()
+                if self._gone is not None:  # a part that triggered before it must not get a later one
+                    gone, self._gone = self._gone, None
+                    return gone
                 if self._held:
                     return self._held.popleft()
             if self._parts_by_trigger:
@@ -209,8 +209,8 @@ class LiveCamera:
     def _silence(self) -> str:
         return f"camera {self._device.name}: no new frame for {self._source.timeout_ms / 1e3:g} s"
 
-    def _let_go_of(self) -> str:
-        return f"camera {self._device.name}: its picture was let go, {_HELD} later ones came before the station asked"
+    def _let_go_of(self, why: str) -> str:
+        return f"camera {self._device.name}: its picture was let go, {why}"
 
     def _run(self) -> None:
         try:
@@ -345,7 +345,7 @@ class LiveCamera:
             with self._news:
                 if self._change is None:
                     if self._parts_by_trigger and len(self._held) == _HELD:
-                        self._gone_ns = self._held[0][0]
+                        self._gone = self._held[0][0], self._let_go_of(f"{_HELD} later ones came before the station asked")
                     self._held.append((captured_ns, picture))
                     self._news.notify()
 
