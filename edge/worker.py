@@ -13,7 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from calibration.appearance import measure
+from calibration.appearance import measure_resized
 from edge import StationError
 from edge.clock import SLICE_S
 from engines.images import Image
@@ -174,7 +174,12 @@ def _score(image: Image, inspector: Inspector) -> Score:
 
 
 def _score_and_look(image: Image, inspector: Inspector) -> Score:
-    score = inspector.score(image)
     begun_ns = time.perf_counter_ns()
-    appearance = measure(inspector.preprocessor, image)
-    return Seen(score.value, score.patches, {**score.stages_ms, "appearance": elapsed_ms(begun_ns)}, appearance)
+    resized = inspector.preprocessor.resized(image)
+    resize_ms = elapsed_ms(begun_ns)
+    score = inspector.score_resized(resized)
+    begun_ns = time.perf_counter_ns()
+    appearance = measure_resized(inspector.preprocessor, resized)
+    stages_ms = {**score.stages_ms, "appearance": elapsed_ms(begun_ns)}
+    stages_ms["preprocess"] += resize_ms
+    return Seen(score.value, score.patches, stages_ms, appearance)

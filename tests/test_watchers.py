@@ -112,7 +112,7 @@ def test_a_picture_that_cannot_be_measured_does_not_pass(config: Path, monkeypat
     def broken(*_: object) -> None:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr("edge.worker.measure", broken)
+    monkeypatch.setattr("edge.worker.measure_resized", broken)
     assert run(config) == 1
     assert "PASS" not in outcomes(config)
 
