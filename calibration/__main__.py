@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import getpass
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +10,12 @@ from pathlib import Path
 from calibration import CalibrationError, records_door, station_door
 from calibration.adapt_door import add_adapt
 from calibration.capability_door import add_capability
-from calibration.fit import GROUPINGS, find_images, make_calibration, score_images
+from calibration.fit import GROUPINGS, beyond_provisional, bound_to, find_images, make_calibration, score_images
 from calibration.history import history_path, write
-from calibration.propose import COMPARED_ONLY, METHODS, Comparison, Proposal, Wishes, propose
+from calibration.propose import propose
 from calibration.scores import Scored, read_scores, split
 from calibration.threshold import check_enough
+from calibration.threshold_door import add_wishes, show_comparison, wishes_of
 from engines import EngineError, console
 from engines.bundle import load_bundle
 from engines.inspector import Inspector
@@ -24,7 +23,6 @@ from engines.options import add_running, open_inspector
 
 _SHOWN = 3  # highest scores, and largest groups, for a person to look at
 _NAMED = 4  # pictures of a group
-_FAR = 3.0  # spreads of normal scores above the provisional threshold
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,8 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="calibration", description="Take a station's threshold from its good parts.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_fit(commands.add_parser("fit", help="take a threshold from good parts, and bad ones if there are any"))
-    records_door.add_commands(commands, account)
-    station_door.add_commands(commands, account)
+    records_door.add_commands(commands, console.account)
+    station_door.add_commands(commands, console.account)
     add_capability(commands)
     add_adapt(commands)
     arguments = parser.parse_args(argv)
@@ -54,26 +52,7 @@ def _add_fit(fit: argparse.ArgumentParser) -> None:
     )
     fit.add_argument("--station", required=True, help="name of the station, as in its configuration")
     fit.add_argument("--camera", default="camera-1", help="name of the camera (default: %(default)s)")
-    fit.add_argument(
-        "--method",
-        default="conformal",
-        choices=[method for method in METHODS if method != COMPARED_ONLY],
-        help="default: %(default)s",
-    )
-    wishes = Wishes()
-    fit.add_argument(
-        "--false-reject", default=wishes.rate, type=float, metavar="RATE", help="rate to bound (default: %(default)s)"
-    )
-    fit.add_argument("--beta", default=wishes.beta, type=console.positive_float, help="of f-beta (default: %(default)s)")
-    fit.add_argument("--cost-escape", type=console.positive_float, metavar="COST", help="of a bad part that passes")
-    fit.add_argument("--cost-overkill", type=console.positive_float, metavar="COST", help="of a good part that is rejected")
-    fit.add_argument("--defects", type=float, metavar="SHARE", help="share of bad parts on the line")
-    fit.add_argument(
-        "--margin",
-        default=wishes.margin,
-        type=float,
-        help="of zero-escape, in spreads of good scores below the lowest bad one (default: %(default)s)",
-    )
+    add_wishes(fit)
     fit.add_argument("--why", default="", help="reason, for the history")
     fit.add_argument("--out", required=True, type=Path, help="record to write, a .json file; its history is kept beside it")
     add_running(fit)
@@ -84,7 +63,7 @@ def _fit(arguments: argparse.Namespace) -> int:
     out: Path = arguments.out
     if out.is_dir():
         raise EngineError(f"{out}: a folder, expected the path of the record to write, such as line-3.json")
-    wishes = _wishes(arguments)
+    wishes = wishes_of(arguments)
     bundle = load_bundle(arguments.bundle)
     good = [] if arguments.images is None else find_images(arguments.images, arguments.groups)
     if arguments.images is not None and arguments.method == "conformal":
@@ -94,11 +73,17 @@ def _fit(arguments: argparse.Namespace) -> int:
         comparison = propose(split(scored)[0], wishes, split(scored)[1])
         _show_scores(scored)
         _show_groups(scored)
-        _show_comparison(comparison)
+        show_comparison(comparison)
         proposal = comparison.of(arguments.method)
-        warnings = (*proposal.warnings, *_beyond_provisional(inspector, proposal))
+        warnings = (*proposal.warnings, *beyond_provisional(inspector, proposal))
         calibration = make_calibration(
-            inspector, proposal, wishes, station=arguments.station, camera=arguments.camera, who=account(), why=arguments.why
+            inspector,
+            proposal,
+            wishes,
+            station=arguments.station,
+            camera=arguments.camera,
+            who=console.account(),
+            why=arguments.why,
         )
     for warning in warnings:
         console.warn(warning)
@@ -118,27 +103,12 @@ def _fit(arguments: argparse.Namespace) -> int:
     return console.DONE
 
 
-def _wishes(arguments: argparse.Namespace) -> Wishes:
-    values = {
-        "rate": arguments.false_reject,
-        "beta": arguments.beta,
-        "escape_cost": arguments.cost_escape,
-        "overkill_cost": arguments.cost_overkill,
-        "defects": arguments.defects,
-        "margin": arguments.margin,
-    }
-    # not validated: `check` says in words what validation would say in codes
-    wishes = Wishes.model_construct(**values)
-    wishes.check()
-    return wishes
-
-
 def _scored(arguments: argparse.Namespace, inspector: Inspector, good: Sequence[Path]) -> list[Scored]:
     """Pictures of good and bad parts, scored here, or the scores handed over."""
     if arguments.scores is not None:
         if arguments.bad is not None:
             raise CalibrationError("--bad beside --scores, expected bad parts in the same file; give them the label bad")
-        scored, left_out = read_scores(arguments.scores, _bound(inspector))
+        scored, left_out = read_scores(arguments.scores, bound_to(inspector))
         if left_out > 0:
             console.warn(f"rows without a label, left out because nobody confirmed these parts: {left_out}")
         if not any(one.good for one in scored):
@@ -157,16 +127,6 @@ def _scored(arguments: argparse.Namespace, inspector: Inspector, good: Sequence[
         )
 
 
-def _bound(inspector: Inspector) -> dict[str, str]:
-    extractor = inspector.extractor
-    return {
-        "bundle": inspector.bundle.digest,
-        "backend": extractor.backend,
-        "precision": extractor.precision,
-        "engine": extractor.engine_digest,
-    }
-
-
 def _show_scores(scored: Sequence[Scored]) -> None:
     highest = sorted(((one.score, one.name) for one in scored if one.good), reverse=True)[:_SHOWN]
     named = ", ".join(f"{name} {score:.4g}" for score, name in highest)
@@ -183,43 +143,6 @@ def _show_groups(scored: Sequence[Scored]) -> None:
     if largest:
         named = "; ".join(", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "") for names in largest)
         console.say(f"taken for the same part, {len(groups)} in all: {named}; give --groups none if they are different parts")
-
-
-def _show_comparison(comparison: Comparison) -> None:
-    rows = [
-        (
-            proposal.method,
-            f"{proposal.threshold:.6g}",
-            str(proposal.false_reject),
-            str(proposal.escape) if proposal.escape is not None else "not known",
-        )
-        for proposal in comparison.proposals
-    ]
-    columns = ("method", "threshold", "good parts rejected", "bad parts passed")
-    console.table("thresholds, with rates to expect (95 % confidence)", columns, rows)
-    for method, reason in comparison.refused.items():
-        console.say(f"no {method}: {reason}")
-
-
-def _beyond_provisional(inspector: Inspector, proposal: Proposal) -> tuple[str, ...]:
-    """Warn of a threshold that training would not have expected."""
-    manifest = inspector.bundle.manifest
-    provisional = manifest.threshold
-    if provisional is None or proposal.threshold <= provisional.value + _FAR * manifest.golden.spread:
-        return ()
-    return (
-        f"the threshold {proposal.threshold:.4g} is far above the bundle's provisional {provisional.value:.4g}"
-        f" (normal scores spread by {manifest.golden.spread:.2g}): a part in these images is not good, or product, light,"
-        " lens or focus differ from training; defects will pass until that is put right",
-    )
-
-
-def account() -> str:
-    """Name of the account that runs this."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
-        return f"uid {os.getuid()}"
 
 
 if __name__ == "__main__":

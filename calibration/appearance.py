@@ -19,7 +19,12 @@ def measure(preprocessor: Preprocessor, frame: Image) -> npt.NDArray[np.float64]
 
     Ignored pixels are black, so that nothing that happens there counts. Raises EngineError as `Preprocessor`.
     """
-    image = preprocessor.resized(frame)
+    return measure_resized(preprocessor, preprocessor.resized(frame))
+
+
+def measure_resized(preprocessor: Preprocessor, resized: Image) -> npt.NDArray[np.float64]:
+    """The same of what `preprocessor.resized` made of a frame; of a large one that takes longer than all the rest."""
+    image = resized
     if preprocessor.ignored is not None:
         image = np.where(preprocessor.ignored[..., None], np.uint8(0), image)
     return statistics_of(image)

@@ -22,6 +22,7 @@ from engines.ldknn import Progress
 
 LABELS: Final = "challenge.csv"
 _GOOD, _BAD = frozenset({"ok", "good"}), frozenset({"ng", "bad"})
+_NAMED: Final = 5  # wrong parts of one line
 Decision = Literal["PASS", "REJECT", "FAULT"]
 
 
@@ -167,6 +168,19 @@ def run_challenge(
         who=who,
         parts=tuple(shown),
     )
+
+
+def wrong_parts(result: Result) -> str:
+    """The parts that were judged wrongly, in one line; "" where there are none."""
+    if result.passed:
+        return ""
+    named = [
+        f"{part.name} is {'OK' if part.good else 'NG'} and was a {part.decision}"
+        f" ({part.why or f'score {part.score:.6g}, threshold {result.threshold:.6g}'})"
+        for part in result.wrong[:_NAMED]
+    ]
+    more = f", and {len(result.wrong) - _NAMED} more" if len(result.wrong) > _NAMED else ""
+    return f"{len(result.wrong)} of {len(result.parts)} labelled parts judged wrongly: {'; '.join(named)}{more}"
 
 
 def _judged(part: ChallengePart, score: float, threshold: float) -> Shown:

@@ -27,6 +27,7 @@ from engines.ldknn import Floats, Progress
 Grouping = Literal["detect", "folders", "none"]
 GROUPINGS: tuple[Grouping, ...] = get_args(Grouping)
 _ASKED_FOR = ("conformal", "pareto")  # methods that take a rate
+_FAR = 3.0  # spreads of normal scores above the provisional threshold
 
 
 def find_images(folder: Path, grouping: Grouping) -> list[Path]:
@@ -124,6 +125,30 @@ def make_calibration(
         false_reject=proposal.false_reject,
         escape=proposal.escape,
         why=why,
+    )
+
+
+def bound_to(inspector: Inspector) -> dict[str, str]:
+    """What scores depend on, by the names that a journal's rows and exports have."""
+    extractor = inspector.extractor
+    return {
+        "bundle": inspector.bundle.digest,
+        "backend": extractor.backend,
+        "precision": extractor.precision,
+        "engine": extractor.engine_digest,
+    }
+
+
+def beyond_provisional(inspector: Inspector, proposal: Proposal) -> tuple[str, ...]:
+    """Warn of a threshold that training would not have expected."""
+    manifest = inspector.bundle.manifest
+    provisional = manifest.threshold
+    if provisional is None or proposal.threshold <= provisional.value + _FAR * manifest.golden.spread:
+        return ()
+    return (
+        f"the threshold {proposal.threshold:.4g} is far above the bundle's provisional {provisional.value:.4g}"
+        f" (normal scores spread by {manifest.golden.spread:.2g}): a part in these images is not good, or product, light,"
+        " lens or focus differ from training; defects will pass until that is put right",
     )
 
 

@@ -58,13 +58,15 @@ class Reference(Record):
         return Monitor(np.array(self.parts), warning_parts=warning_parts, alarm_parts=alarm_parts)
 
 
+def reference_path(record: Path) -> Path:
+    """Where the reference of a record lies unless somebody says otherwise: `line-1.drift.json` beside `line-1.json`."""
+    return record.with_name(f"{record.stem}.drift.json")
+
+
 def take_reference(
     inspector: Inspector, calibration: Calibration, paths: Sequence[Path], *, who: str, progress: Progress | None = None
 ) -> Reference:
     """Score and measure the good parts that this station was calibrated on.
-
-    The part whose score is the threshold is left out: those below it are like the parts that will pass, and it is the highest
-    of them by choice.
 
     Args:
         inspector: as the station runs it.
@@ -74,11 +76,11 @@ def take_reference(
         progress: called with (images done, images in all).
 
     Raises:
-        CalibrationError: too few parts that pass, the same picture twice, one that the bundle has learnt, or one that cannot be
-            read, scored or measured.
+        CalibrationError: as `make_reference`, the same picture twice, one that the bundle has learnt, or one that cannot be
+            read or scored.
     """
     learnt_from, seen = inspector.bundle.learnt_from(), dict[str, Path]()
-    parts: list[tuple[float, ...]] = []
+    parts: list[tuple[str, tuple[float, ...]]] = []
     for number, path in enumerate(paths, 1):
         try:
             image = read_image(path)
@@ -88,29 +90,46 @@ def take_reference(
             if digest in seen:
                 raise CalibrationError(f"{path}: the same picture as {seen[digest]}; each part may count once, remove one")
             seen[digest] = path
-            values = (inspector.score(image).value, *measure(inspector.preprocessor, image).tolist())
+            parts.append((str(path), (inspector.score(image).value, *measure(inspector.preprocessor, image).tolist())))
         except EngineError as error:
             raise CalibrationError(f"{path}: {error}") from None
+        if progress is not None:
+            progress(number, len(paths))
+    return make_reference(calibration, parts, who=who)
+
+
+def make_reference(calibration: Calibration, parts: Sequence[tuple[str, tuple[float, ...]]], *, who: str) -> Reference:
+    """The reference of parts that were scored and measured.
+
+    The part whose score is the threshold is left out: those below it are like the parts that will pass, and it is the highest
+    of them by choice.
+
+    Args:
+        calibration: in force.
+        parts: of each its name, and its score and statistics in the order of `drift.CHANNELS`; each part once.
+        who: the person or account.
+
+    Raises:
+        CalibrationError: too few parts that pass, or a number that is not finite.
+    """
+    for name, values in parts:
         if not np.isfinite(values).all():
             broken = next(at for at, value in enumerate(values) if not np.isfinite(value))
             raise CalibrationError(
-                f"{path}: {CHANNELS[broken].name} is {values[broken]}, expected a finite number;"
+                f"{name}: {CHANNELS[broken].name} is {values[broken]}, expected a finite number;"
                 " a picture without light or structure cannot be compared with, remove it"
             )
-        if values[0] < calibration.threshold:
-            parts.append(values)
-        if progress is not None:
-            progress(number, len(paths))
-    if len(parts) < FEWEST:
+    passing = tuple(values for _, values in parts if values[0] < calibration.threshold)
+    if len(passing) < FEWEST:
         raise CalibrationError(
-            f"{len(parts)} of {len(paths)} good parts are below the threshold, expected {FEWEST} or more; add pictures"
+            f"{len(passing)} of {len(parts)} good parts are below the threshold, expected {FEWEST} or more; add pictures"
         )
     return Reference(
         station=calibration.station,
         camera=calibration.camera,
         calibration=calibration.digest,
         channels=tuple(channel.name for channel in CHANNELS),
-        parts=tuple(parts),
+        parts=passing,
         when=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         who=who,
     )

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import getpass
 import itertools
 import math
-import os
 import re
 import select
 import sys
@@ -18,7 +16,7 @@ from pathlib import Path
 import cv2
 
 from calibration.record import load_calibration
-from edge import StationError, label, record
+from edge import StationError, calibrate, label, record
 from edge.audit import audit, export_csv, export_images
 from edge.camera import Camera
 from edge.check import check_station
@@ -88,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     pulse.set_defaults(run=_pulse)
     _add_journal(commands)
     record.add_to(commands)
+    calibrate.add_to(commands)
     label.add_to(commands)
     arguments = parser.parse_args(argv)
     return console.run_door(arguments.run, arguments)
@@ -274,20 +273,13 @@ def _images(camera: Camera, count: int) -> Iterator[Image]:
 def _recipe(arguments: argparse.Namespace) -> int:
     if (arguments.name is None) != arguments.rollback:
         raise StationError("expected the name of a recipe or --rollback, and one of the two alone")
-    wish = Wish(arguments.name, arguments.who or _user(), arguments.why)
+    wish = Wish(arguments.name, arguments.who or console.account(), arguments.why)
     try:
         console.say(wish_for(load_recipes(arguments.config), wish))
     except RecipeRefusedError as error:
         console.warn(str(error))
         return console.NO
     return console.DONE
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a number without a name, as in some containers
-        return f"user {os.getuid()}"
 
 
 def _lines(arguments: argparse.Namespace) -> int:

@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from calibration.challenge import find_challenge, run_challenge, wrong_parts
 from calibration.record import Calibration, load_calibration, mismatches
+from calibration.reference import load_reference
 from edge.active import check_chosen, config_to_start, load_active
 from edge.agreement import parse_address
 from edge.camera import Camera
@@ -108,10 +110,33 @@ def _check_recipe(config: StationConfig) -> list[Check]:
     if inspector is not None and calibration is not None:
         faults = tuple(binding_faults(inspector, calibration, config.station, config.camera))
         checks.append(Check("calibration fits", f"station {config.station}, camera {config.camera}", faults))
+    if config.drift is not None and calibration is not None:
+        checks.append(_check_drift(config.drift_reference, calibration))
     if inspector is not None:
         checks += [self_test(inspector), _check_speed(inspector, config.deadline_ms)]
+        if config.challenge is not None and config.challenge.path is not None and calibration is not None:
+            checks.append(_check_challenge(config.challenge.path, inspector, calibration))
         inspector.close()
     return checks
+
+
+def _check_drift(path: Path, calibration: Calibration) -> Check:
+    try:
+        reference = load_reference(path)
+        reference.monitor(calibration)
+    except InspectionError as error:
+        return Check("drift", str(path), (str(error),))
+    return Check("drift", f"{path}, {len(reference.parts)} parts, {reference.when} by {reference.who}")
+
+
+def _check_challenge(path: Path, inspector: Inspector, calibration: Calibration) -> Check:
+    """Are the labelled parts judged rightly now? A start judges them again."""
+    try:
+        result = run_challenge(inspector, calibration.threshold, find_challenge(path), who="edge check")
+    except InspectionError as error:
+        return Check("challenge", str(path), (str(error),))
+    wrong = wrong_parts(result)
+    return Check("challenge", f"{path}: {result}", (wrong,) if wrong else ())
 
 
 def binding_faults(inspector: Inspector, calibration: Calibration, station: str, camera: str) -> list[str]:

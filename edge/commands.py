@@ -63,6 +63,8 @@ class Handlers:
         change_recipe: changes to a recipe by its name, for somebody and for a reason; returns what was done, in words.
         roll_back: changes to the choice before, in the same way.
         halt, resume: stop judging, and go on.
+        reset_drift: begins to watch anew, for somebody who looked and for a reason.
+        challenge: has the labelled parts judged, for somebody.
     """
 
     status: Callable[[], Json]
@@ -74,6 +76,8 @@ class Handlers:
     roll_back: Callable[[str, str], str] | None = None
     halt: Callable[[], None] | None = None
     resume: Callable[[], None] | None = None
+    reset_drift: Callable[[str, str], None] | None = None
+    challenge: Callable[[str], None] | None = None
 
 
 class RefusedError(Exception):
@@ -143,6 +147,19 @@ def _resume(handlers: Handlers, body: Json, query: Mapping[str, str]) -> Json:
     return {"halted": False}
 
 
+def _reset_drift(handlers: Handlers, body: Json, query: Mapping[str, str]) -> Json:
+    _only(body, "who", "why", needed="who")
+    _there(handlers.reset_drift, "does not watch drift; give it the section 'drift'")(*_who_and_why(body))
+    return {"reset": True}
+
+
+def _challenge(handlers: Handlers, body: Json, query: Mapping[str, str]) -> Json:
+    _only(body, "who")
+    who = _text(body, "who", "control")
+    _there(handlers.challenge, "has no labelled parts; give it the section 'challenge'")(who)
+    return {"challenge": "begun"}
+
+
 ROUTES: dict[str, tuple[str, Callable[[Handlers, Json, Mapping[str, str]], Json]]] = {
     "/status": ("GET", _status),
     "/trigger": ("POST", _trigger),
@@ -151,6 +168,8 @@ ROUTES: dict[str, tuple[str, Callable[[Handlers, Json, Mapping[str, str]], Json]
     "/rollback": ("POST", _roll_back),
     "/halt": ("POST", _halt),
     "/resume": ("POST", _resume),
+    "/drift/reset": ("POST", _reset_drift),
+    "/challenge": ("POST", _challenge),
 }
 
 

@@ -88,6 +88,13 @@ def load_recipes(path: Path) -> dict[str, StationConfig]:
             _agree_on_code(config, [other for other in recipes.values() if other is not config])
         except StationError as error:
             faults.append(f"{path}:{_line_of(root, [*where, 'rejector'])}: {says}{error}")
+        if config.challenge is not None and config.challenge.path is None:
+            keys = ["challenge"] if named is None else [*where]
+            faults.append(
+                f"{path}:{_line_of(root, keys)}: {says}key '{_path_key(named)}' is missing: its labelled parts; add it"
+            )
+    if named is not None:
+        faults += [f"{path}:{_line_of(root, keys)}: {fault}" for keys, fault in _of_one_recipe(shared, named)]
     if faults:
         raise ConfigError(faults)
     start = next(iter(recipes)) if named is None else named.recipe
@@ -117,6 +124,24 @@ def _compose(path: Path) -> tuple[yaml.MappingNode, dict[str, Any], list[tuple[s
     return root, document, doubled
 
 
+def _path_key(named: Recipes | None) -> str:
+    return "challenge.path" if named is None else "challenge"
+
+
+def _of_one_recipe(shared: StationConfig, named: Recipes) -> Iterator[tuple[list[str], str]]:
+    """Paths that can hold for one recipe alone, and parts without the section that has them judged."""
+    if shared.drift is not None and shared.drift.reference is not None:
+        yield (
+            ["drift", "reference"],
+            "key 'drift.reference' does not go with 'recipes'; each has its own beside its calibration",
+        )
+    if shared.challenge is not None and shared.challenge.path is not None:
+        yield ["challenge", "path"], "key 'challenge.path' does not go with 'recipes'; give each recipe its own 'challenge'"
+    for name, recipe in named.recipes.items():
+        if recipe.challenge is not None and shared.challenge is None:
+            yield ["recipes", name, "challenge"], f"recipe {name}: key 'challenge' needs the section 'challenge'; add it"
+
+
 def _set_up(shared: StationConfig, recipe: Recipe) -> StationConfig:
     """The station for one recipe."""
     timing = recipe.rejector.model_dump(exclude_none=True)
@@ -125,6 +150,8 @@ def _set_up(shared: StationConfig, recipe: Recipe) -> StationConfig:
         changes["deadline_ms"] = recipe.deadline_ms
     changes["rejector"] = shared.rejector.model_copy(update=timing)
     changes["source"] = source_for(shared, recipe)
+    if shared.challenge is not None:
+        changes["challenge"] = shared.challenge.model_copy(update={"path": recipe.challenge})
     return shared.model_copy(update=changes)
 
 
@@ -261,6 +288,10 @@ def _resolve(config: StationConfig, folder: Path) -> StationConfig:
         changes["trigger"] = config.trigger.model_copy(update={"empty": folder / config.trigger.empty})
     if isinstance(config.part_ref, FilePartRef):
         changes["part_ref"] = config.part_ref.model_copy(update={"path": folder / config.part_ref.path})
+    if config.drift is not None and config.drift.reference is not None:
+        changes["drift"] = config.drift.model_copy(update={"reference": folder / config.drift.reference})
+    if config.challenge is not None and config.challenge.path is not None:
+        changes["challenge"] = config.challenge.model_copy(update={"path": folder / config.challenge.path})
     if config.control is not None:
         changes["control"] = place_control(config.control, folder)
     return config.model_copy(update=changes)

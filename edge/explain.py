@@ -60,6 +60,7 @@ def explain(recipes: Mapping[str, StationConfig]) -> list[Topic]:
     for name, config in recipes.items():
         topics.append(Topic(f"Recipe {name}", tuple(_recipe(config, own))))
         topics.append(Topic(f"Timing of {name}", tuple(_timing(config))))
+    topics.append(Topic("Watched", tuple(_watched(recipes))))
     return [*topics, Topic("Kept", tuple(_kept(first))), Topic("Control", tuple(_control(recipes)))]
 
 
@@ -216,6 +217,35 @@ def _timing(config: StationConfig) -> list[str]:
         f"{beat} everything is rejected" + (" and ready drops" if "ready" in [spec.name for spec in setup.lines] else "")
     )
     return lines
+
+
+def _watched(recipes: Mapping[str, StationConfig]) -> list[str]:
+    first = next(iter(recipes.values()))
+    drift, challenge = first.drift, first.challenge
+    lines = []
+    if drift is None:
+        lines.append("no drift: nobody sees light, focus or parts change; add the section drift")
+    else:
+        then = "the station is not ready, until a person resets it" if drift.on_alarm == "stop" else "it is said, and judged on"
+        lines.append(
+            "each part that passes, for light, focus, colour, position and score: on average at most a false warning in"
+            f" {drift.warning_parts:g} parts and a false alarm in {drift.alarm_parts:g}"
+        )
+        lines.append(f"at an alarm {then}")
+        if drift.reject_run > 0:
+            lines.append(f"{drift.reject_run} rejects in a row are an alarm too")
+        lines += [f"{name} is measured against {config.drift_reference}" for name, config in recipes.items()]
+    if challenge is None:
+        lines.append("no labelled parts: nobody sees that bad ones pass; add the section challenge")
+        return lines
+    times = ["at each start"] if challenge.at_start else []
+    times += [f"every {challenge.every_hours:g} h"] if challenge.every_hours is not None else []
+    lines.append(f"labelled parts, {' and '.join(times)} and after a change of recipe: while they are judged nothing passes,")
+    lines.append("    and where one is judged wrongly the station is not ready")
+    return [
+        *lines,
+        *(f"{name} is challenged with {config.challenge.path}" for name, config in recipes.items() if config.challenge),
+    ]
 
 
 def _kept(config: StationConfig) -> list[str]:

@@ -153,6 +153,8 @@ class Intake:
         roll_back: Callable[[str, str], str] | None = None,
         halt: Callable[[], None] | None = None,
         resume: Callable[[], None] | None = None,
+        reset_drift: Callable[[str, str], None] | None = None,
+        challenge: Callable[[str], None] | None = None,
     ) -> None:
         """Open the control, where there is one; what it may call is given, as in `edge.commands.Handlers`.
 
@@ -171,6 +173,8 @@ class Intake:
             roll_back=roll_back,
             halt=halt,
             resume=resume,
+            reset_drift=reset_drift,
+            challenge=challenge,
         )
         token = None if self._control.token is None else read_token(self._control.token)
         self._closing.callback(ControlServer(parse_address(self._control.address), handlers, token).close)

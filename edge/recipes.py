@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from calibration.challenge import Result, find_challenge, run_challenge
 from calibration.record import Calibration, load_calibration
+from calibration.reference import Reference, load_reference
 from edge import StationError
 from edge.check import binding_faults, self_test
 from edge.judge import Judge
@@ -17,7 +19,19 @@ from engines import InspectionError
 from engines.bundle import Bundle, bundle_digest, load_bundle
 from engines.inspector import Inspector
 
-_OPENED = {"station", "camera", "recipe", "bundle", "calibration", "backend", "precision", "threads", "search"}
+_OPENED = {
+    "station",
+    "camera",
+    "recipe",
+    "bundle",
+    "calibration",
+    "backend",
+    "precision",
+    "threads",
+    "search",
+    "drift",
+    "challenge",
+}
 _FREE_SHARE = 0.25  # of the memory: pictures, the journal's cache and the next bundle that is loaded beside need some
 
 
@@ -34,12 +48,16 @@ class Loaded:
         bundle_digest: of the bundle that the inspector holds.
         spread: standard deviation of good parts' scores.
         judge: its scorer and calibration.
+        reference: what drift is measured against; None where nobody watches it.
+        challenge: judges its labelled parts for a person; None where there are none. For any thread but the deciding one.
     """
 
     config: StationConfig
     bundle_digest: str
     spread: float
     judge: Judge
+    reference: Reference | None = None
+    challenge: Callable[[str], Result] | None = field(default=None, compare=False)
 
     @property
     def calibration(self) -> Calibration:
@@ -50,7 +68,8 @@ class Loaded:
         """Whether its files still are those that were loaded."""
         try:
             digest = bundle_digest(self.config.bundle)
-            return digest == self.bundle_digest and load_calibration(self.config.calibration) == self.calibration
+            same = digest == self.bundle_digest and load_calibration(self.config.calibration) == self.calibration
+            return same and _reference(self.config) == self.reference
         except InspectionError:
             return False
 
@@ -67,9 +86,31 @@ def open_recipe(config: StationConfig, beat: Callable[[], None] = lambda: None) 
         InspectionError: anything else that keeps it from judging.
     """
     calibration = load_calibration(config.calibration)
+    reference = _reference(config)
+    if reference is not None:
+        reference.monitor(calibration)  # which refuses a reference of another calibration
     bundle = load_bundle(config.bundle)
-    scorer = InspectorThread(lambda: _open_trusted(bundle, config, calibration), beat)
-    return Loaded(config, bundle.digest, bundle.manifest.golden.spread, Judge(config.recipe, scorer, calibration))
+    scorer = InspectorThread(lambda: _open_trusted(bundle, config, calibration), beat, look=reference is not None)
+    judge = Judge(config.recipe, scorer, calibration)
+    return Loaded(
+        config, bundle.digest, bundle.manifest.golden.spread, judge, reference, _challenge(config, scorer, calibration)
+    )
+
+
+def _reference(config: StationConfig) -> Reference | None:
+    return None if config.drift is None else load_reference(config.drift_reference)
+
+
+def _challenge(config: StationConfig, scorer: InspectorThread, calibration: Calibration) -> Callable[[str], Result] | None:
+    if config.challenge is None or config.challenge.path is None:
+        return None
+    path = config.challenge.path
+
+    def judge_all(who: str) -> Result:
+        parts = find_challenge(path)
+        return scorer.ask(lambda inspector: run_challenge(inspector, calibration.threshold, parts, who=who))
+
+    return judge_all
 
 
 def _open_trusted(bundle: Bundle, config: StationConfig, calibration: Calibration) -> Inspector:

@@ -48,6 +48,7 @@ from edge.statistics import PERCENTS, Statistics
 from edge.systemd import Notifier
 from edge.truth import newest_label
 from edge.verdict import Outcome, Verdict
+from edge.watchers import Watchers
 from engines import __version__, console
 
 
@@ -110,7 +111,8 @@ def run_station(
             rest=intake.rest,
             on_state=lambda transition: _tell_state(transition, notifier, station, intake, config.station, described),
         )
-        changeover = _changing(recipes, shelf, in_force, station, live, rejector, kept, journal)
+        watchers = Watchers(config, station, clock, later=journal.later, say=console.say, complain=console.warn)
+        changeover = _changing(recipes, shelf, in_force, station, live, rejector, kept, journal, watchers)
         screen = outer.enter_context(contextlib.closing(Screen(station.status, _print_verdict)))
         if service is not None:
             heed = Service(
@@ -123,6 +125,8 @@ def run_station(
             roll_back=lambda who, why: str(changeover.roll_back(who=who, why=why)),
             halt=hold.halt,
             resume=hold.resume,
+            reset_drift=watchers.reset_drift,
+            challenge=watchers.challenge,
         )
 
         def tell(verdict: Verdict) -> None:
@@ -130,7 +134,9 @@ def run_station(
             intake.tell(verdict)
             kept.heads.note(journal.head)
             notifier.turn()
+            watchers.tell(verdict)
 
+        watchers.start(in_force.loaded, f"the start by {console.account()}", beat)
         _run(station, intake, tell, rejector, journal, notifier, screen, config.triggered.kind)
     kept.report()
     console.say(f"wrote {config.journal}")
@@ -169,8 +175,9 @@ def _changing(
     rejector: Rejector,
     kept: Kept,
     journal: SqliteJournal,
+    watchers: Watchers,
 ) -> Changeover:
-    """What changes the recipe: the camera, the line's timing, the judge, the deadline, and what counts as a near miss."""
+    """What changes the recipe: camera, timing of the line, judge, deadline, what counts as a near miss and what is watched."""
 
     def switch(loaded: Loaded) -> None:
         source = loaded.config.source
@@ -180,6 +187,7 @@ def _changing(
         station.change(loaded.judge)
         station.set_deadline(loaded.config.deadline_ms)
         kept.near(loaded.spread)
+        watchers.change(loaded)
 
     wiring = in_force.loaded.config.rejector
     by_lines = isinstance(wiring, Gpio) and len(wiring.recipe_lines) > 0

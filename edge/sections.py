@@ -5,23 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
+from pydantic import BeforeValidator, Field, PlainValidator, model_validator
 
+from calibration.reference import reference_path
+from edge.section import CountFromOne, CountFromZero, NumberFromZero, PositiveNumber, Section
+from edge.watch_sections import ChallengeSection, DriftSection
 from engines.bundle import Precision
 
-# strict: YAML reads `yes` as true, which would count as 1
-PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
-NumberFromZero = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
 # the deciding loop shows that it turns every 20 ms while it waits
 HeartbeatMs = Annotated[float, Field(ge=50, allow_inf_nan=False, strict=True)]
-CountFromOne = Annotated[int, Field(ge=1, strict=True)]
-CountFromZero = Annotated[int, Field(ge=0, strict=True)]
 Level = Annotated[int, Field(ge=0, le=255, strict=True)]
 BLACK, SATURATED = 8, 250  # of 255
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class FolderSource(Section):
@@ -328,6 +322,8 @@ class Recipe(Section):
     rejector: Timing = Timing()
     code: CountFromZero | None = None
     """What `rejector.recipe_lines` say when it is wanted."""
+    challenge: Path | None = None
+    """Its labelled parts, where there is a section `challenge`."""
 
 
 class Recipes(Section):
@@ -367,6 +363,14 @@ class StationConfig(Section):
     journal_timeout_ms: PositiveNumber = 200
     """How long another program's lock may hold up a row; its part is a FAULT then."""
     evidence: EvidenceConfig | None = None
+    drift: DriftSection | None = None
+    challenge: ChallengeSection | None = None
+
+    @property
+    def drift_reference(self) -> Path:
+        """What drift is measured against."""
+        named = None if self.drift is None else self.drift.reference
+        return reference_path(self.calibration) if named is None else named
 
     @property
     def triggered(self) -> AnyTrigger:

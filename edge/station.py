@@ -20,6 +20,7 @@ from edge.states import Machine, State, Transition
 from edge.statistics import Statistics
 from edge.verdict import Arrival, Frame, Missing, Outcome, Verdict, compare
 from edge.watchdog import Deadline
+from edge.worker import Seen
 
 
 @dataclass(frozen=True)
@@ -295,6 +296,7 @@ class Station:
 
     def _decide(self, arrival: Arrival, deadline: Deadline) -> Verdict:
         score: float | None = None
+        appearance = None
         judge = self.judge_with
         stages_ms = {"capture": (arrival.captured_ns - arrival.trigger_ns) / 1e6} if isinstance(arrival, Frame) else {}
         try:
@@ -312,6 +314,7 @@ class Station:
                 scored = judge.scorer.score(arrival.image, deadline.remaining_s(begun_ns))
                 stages_ms.update(scored.stages_ms)
                 score = scored.value
+                appearance = scored.appearance if isinstance(scored, Seen) else None
                 outcome, reason = compare(score, judge.threshold)
         except TimeoutError as error:
             outcome, reason = Outcome.FAULT, f"{self._missed()}: {error}"
@@ -323,7 +326,7 @@ class Station:
             outcome, reason = Outcome.FAULT, f"{self._missed()}: verdict after {elapsed_ms:.1f} ms"
         elif outcome is Outcome.PASS and not self._may_pass(arrival):  # something went bad while the part was scored
             outcome, reason = Outcome.FAULT, self._not_ready()
-        return Verdict(arrival.part, outcome, score, judge.threshold, elapsed_ms, reason, arrival.source, stages_ms)
+        return Verdict(arrival.part, outcome, score, judge.threshold, elapsed_ms, reason, arrival.source, stages_ms, appearance)
 
     def _look(self) -> None:
         """Leave the ready states where a condition went bad, and come back where all are good."""

@@ -7,6 +7,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
+
 from engines.images import Image
 
 
@@ -67,6 +70,7 @@ class Verdict:
         latency_ms: from trigger to decision.
         reason: in words, for the operator.
         stages_ms: how long each stage took that was over when this was written, in their order.
+        appearance: float64 (6,), what the picture looked like; None where nobody measured it.
     """
 
     part: int
@@ -77,6 +81,7 @@ class Verdict:
     reason: str
     source: str
     stages_ms: Mapping[str, float] = field(default_factory=dict, compare=False)
+    appearance: npt.NDArray[np.float64] | None = field(default=None, compare=False, repr=False)
 
 
 def compare(score: float, threshold: float) -> tuple[Outcome, str]:

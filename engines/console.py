@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import getpass
 import io
 import logging
 import math
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -66,6 +68,14 @@ def warn(message: str) -> None:
     err.print(f"warning: {message}", markup=False)
 
 
+def account() -> str:
+    """Name of the account that runs this."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return f"uid {os.getuid()}"
+
+
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table; the first column is left-aligned, the others right-aligned."""
     drawn = Table(title=title, title_justify="left")
@@ -83,6 +93,13 @@ def progress(title: str) -> Iterator[Callable[..., None]]:
     with Progress(*columns, TextColumn("{task.fields[note]}"), console=err, disable=not err.is_terminal) as bar:
         task = bar.add_task(title, total=None, note="")
         yield lambda done, total, note="": bar.update(task, completed=done, total=total, note=note)
+
+
+@contextlib.contextmanager
+def live() -> Iterator[Callable[[Sequence[str]], None]]:
+    """Lines on standard error that are drawn over: yields a function to call with them. For a terminal alone."""
+    with Live(console=err, auto_refresh=False, transient=True) as drawn:
+        yield lambda lines: drawn.update(Text("\n".join(lines)), refresh=True)
 
 
 def positive_int(text: str) -> int:

@@ -62,7 +62,14 @@ class Scorer:
             EngineError: an image or a backend that cannot be worked with.
         """
         begun_ns = time.perf_counter_ns()
-        tensor = self.preprocessor(image)
+        return self._score(self.preprocessor(image), begun_ns)
+
+    def score_resized(self, resized: Image) -> Score:
+        """Score what `preprocessor.resized` made of a frame, for whoever looks at it beside. Raises EngineError as `score`."""
+        begun_ns = time.perf_counter_ns()
+        return self._score(self.preprocessor.tensor(resized), begun_ns)
+
+    def _score(self, tensor: npt.NDArray[np.float32], begun_ns: int) -> Score:
         preprocess_ms = elapsed_ms(begun_ns)
         score = self.search.score(tensor)
         return replace(score, stages_ms={"preprocess": preprocess_ms, **score.stages_ms})

@@ -97,7 +97,10 @@ class Preprocessor:
         Raises:
             EngineError: wrong dtype, shape or frame size, or fewer than 16 pixels a side.
         """
-        resized = self.resized(image)
+        return self.tensor(self.resized(image))
+
+    def tensor(self, resized: Image) -> npt.NDArray[np.float32]:
+        """Turn what `resized` gave into float32 (1, 3, h, w), for whoever looks at it beside."""
         out = np.empty((1, 3, *self.size), np.float32)
         for channel in range(3):
             np.multiply(resized[:, :, channel], _SCALE[channel], out=out[0, channel])

@@ -96,7 +96,7 @@ def test_a_camera_by_number_path_or_url(path: Path, written: str, device: int | 
         (
             "camera: left",
             "kamera: left",
-            "station.yaml:2: unknown key 'kamera'; expected one of: backend, bundle, calibration, camera, code",
+            "station.yaml:2: unknown key 'kamera'; expected one of: backend, bundle, calibration, camera, challenge, code",
         ),
         ("  fps: 4.5", "  speed: 4.5", "station.yaml:11: unknown key 'source.speed'; expected one of: fps, kind, path"),
         ("  fps: 4.5", "  camera: x", "station.yaml:11: unknown key 'source.camera'; expected one of"),

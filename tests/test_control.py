@@ -425,3 +425,31 @@ def test_a_token_is_read_from_a_file_of_its_owner_alone(tmp_path: Path) -> None:
             read_token(path)
     path.write_text(f"{TOKEN}\n")
     assert read_token(path) == TOKEN
+
+
+def test_drift_is_reset_by_somebody_and_the_challenge_is_asked_for() -> None:
+    calls: list[tuple[str, ...]] = []
+    handlers = Handlers(
+        status=dict,
+        reset_drift=lambda who, why: calls.append(("reset", who, why)),
+        challenge=lambda who: calls.append(("challenge", who)),
+    )
+    server = ControlServer(Address("127.0.0.1", 0), handlers)
+    try:
+        assert ask(server, "POST", "/drift/reset", {"who": "Ada", "why": "lamp replaced"}) == (200, {"reset": True})
+        assert ask(server, "POST", "/challenge", {"who": "Bo"}) == (200, {"challenge": "begun"})
+        status, refused = ask(server, "POST", "/drift/reset", {"why": "nobody says so"})
+        assert (status, refused["error"]) == (400, "key 'who' is missing")
+    finally:
+        server.close()
+    assert calls == [("reset", "Ada", "lamp replaced"), ("challenge", "Bo")]
+
+
+def test_a_station_that_watches_nothing_says_so() -> None:
+    server = ControlServer(Address("127.0.0.1", 0), Handlers(status=dict))
+    try:
+        status, refused = ask(server, "POST", "/drift/reset", {"who": "Ada"})
+        assert (status, refused["error"]) == (409, "this station does not watch drift; give it the section 'drift'")
+        assert ask(server, "POST", "/challenge", {})[0] == 409
+    finally:
+        server.close()

@@ -8,15 +8,19 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from calibration.appearance import measure
 from edge import StationError
-from edge.worker import InspectorThread
+from edge.worker import InspectorThread, Seen
 from engines import EngineError
+from engines.bundle import load_bundle
 from engines.images import Image
 from engines.inspector import Inspector, Score
-from tests.fakes import flat, score_of
+from tests.fakes import flat, score_of, textured, write_tiny_bundle
 
 SHORT_S, LONG_S = 0.05, 30.0
 
@@ -247,3 +251,39 @@ def test_a_backend_that_hangs_on_past_its_deadline_is_a_fault_until_it_is_free(
     assert worker.fault == ""
     worker.close()
     assert worker.fault == "the scoring thread has ended"
+
+
+@pytest.fixture
+def looking(tmp_path: Path) -> Iterator[InspectorThread]:
+    """A thread with a real inspector that looks at what it scores."""
+    write_tiny_bundle(tmp_path / "bundle")
+    bundle = load_bundle(tmp_path / "bundle")
+    worker = InspectorThread(lambda: Inspector(bundle, threads=1), look=True)
+    yield worker
+    worker.close()
+
+
+def test_what_a_picture_looks_like_comes_with_its_score(looking: InspectorThread) -> None:
+    picture = textured(3)
+    seen = looking.score(picture, LONG_S)
+    assert isinstance(seen, Seen)
+    assert seen.appearance is not None
+    measured = looking.ask(lambda inspector: measure(inspector.preprocessor, picture))
+    assert np.allclose(seen.appearance, measured, rtol=1e-12)
+    assert "appearance" in seen.stages_ms
+    assert seen.value == looking.ask(lambda inspector: inspector.score(picture)).value
+
+
+def test_other_work_is_done_in_the_inspectors_thread_and_its_failure_is_the_askers(start: Start) -> None:
+    worker = start(FakeInspector())
+    assert worker.ask(lambda _inspector: threading.current_thread().name) == "inspector"
+    with pytest.raises(ZeroDivisionError):
+        worker.ask(lambda _inspector: 1 // 0)
+    assert worker.score(flat(4), LONG_S).value == 4.0
+
+
+def test_nobody_waits_for_a_thread_that_has_ended(start: Start) -> None:
+    worker = start(FakeInspector())
+    worker.close()
+    with pytest.raises(StationError, match="the scoring thread has ended"):
+        worker.ask(lambda _inspector: 1)
