@@ -161,10 +161,14 @@ class WireRejector:
         self._refuse()
 
     def next_trigger(self, timeout_s: float) -> tuple[int, int] | None:
-        """The next part of the trigger line, (number, monotonic ns); None when there was none in time. Raises StationError."""
+        """The next part of the trigger line, (number, monotonic ns); None when there was none in time.
+
+        Raises StationError: the rejector is lost, and no part is left that was heard of before.
+        """
         end_ns = self._now_ns() + round(timeout_s * 1e9)
         while True:
-            self.beat()
+            if not self.triggers:
+                self.beat()
             if self.triggers:
                 return self.triggers.popleft()
             left_ns = end_ns - self._now_ns()

@@ -194,7 +194,7 @@ def test_those_that_wait_can_be_had_after_closing_and_no_more_come(source: Sourc
     assert not source.triggers.ended
     source.clock.advance_ms(1000)
     assert [trigger.part for trigger in take_all(source.triggers)] == [1, 2]
-    assert source.triggers.ended == (not isinstance(source.triggers, LineTriggers))  # the line is its owner's to close
+    assert source.triggers.ended
 
 
 def test_looking_at_those_that_wait_takes_none(source: Source) -> None:

@@ -1,0 +1,403 @@
+"""Vision in the simulated plant: the real station, journal, triggers and talk with the rejector, on the plant's clock.
+
+Only what would wait for real time or real hardware is simulated: the camera, the scorer, and waiting itself. `kill -9` is an
+exception that no part of the station can catch or tidy up behind, raised wherever vision waits, and around each transaction
+of the journal and each message to the rejector.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.soak_plant import DEADLINE_NS, HEARTBEAT_NS, MS, Part, Plant, Triggered, settings
+from calibration.record import Calibration
+from edge import StationError
+from edge.announcing import AnnouncingRejector
+from edge.clock import SLICE_S
+from edge.disk import DiskSpace
+from edge.hold import Hold
+from edge.journal import SqliteJournal
+from edge.judge import Judge
+from edge.rejector import WireRejector
+from edge.station import Condition, Station
+from edge.trigger import LineTriggers, SoftwareTriggers, Trigger, TriggeredCamera
+from edge.verdict import Arrival, Frame, Missing
+from edge.wire import Kind, Message, pair
+from engines.images import Image
+from engines.search import Score
+
+THRESHOLD = 1.0
+CAMERA_TIMEOUT_NS = 100 * MS
+_SLICE_NS = round(SLICE_S * 1e9)
+_HUNG_NS = 10**9
+_HELD = 32  # frames that wait for the station
+
+
+class KilledError(BaseException):
+    """SIGKILL."""
+
+
+def picture(part: Part) -> Image:
+    """A picture that shows which part it is of, uint8 RGB (1, 2, 3)."""
+    image = np.frombuffer(part.number.to_bytes(6, "big"), np.uint8).reshape(1, 2, 3)
+    assert not image.flags.writeable
+    return image
+
+
+def shown(image: Image) -> int:
+    """The number of the part that a picture is of."""
+    return int.from_bytes(image.tobytes(), "big")
+
+
+class Machine:
+    """The vision process as an operating system sees it: it waits, is stopped, is killed."""
+
+    def __init__(self, plant: Plant) -> None:
+        self.plant = plant
+        self.killed = False
+        self.stopped_until_ns = self.stopped_for_ns = 0
+        self.steps_left: int | None = None  # until a kill that was aimed at a step of the journal or of the talk
+        self.on_kill: Callable[[], None] = lambda: None
+
+    def kill(self) -> None:
+        """Now, wherever it is."""
+        self.killed = True
+        self.plant.losses.append(self.plant.now_ns)
+        self.on_kill()
+
+    def stop(self, for_ns: int) -> None:
+        """SIGSTOP, and SIGCONT so much later."""
+        self.stopped_for_ns, self.stopped_until_ns = for_ns, self.plant.now_ns + for_ns
+        self.plant.losses.append(self.plant.now_ns)
+
+    def step(self) -> None:
+        """Something of it becomes visible outside: one of the places where a kill may come."""
+        if self.steps_left is not None and not self.killed:
+            self.steps_left -= 1
+            if self.steps_left <= 0:
+                self.kill()
+        if self.killed:
+            raise KilledError
+
+    def wait(self, until_ns: int, ready: Callable[[], bool] = lambda: False) -> None:
+        """Let time go on. A stopped process returns late, a killed one never."""
+        plant = self.plant
+        plant.run_until(until_ns, lambda: self.killed or self.stopped_until_ns > plant.now_ns or ready())
+        if self.stopped_until_ns > plant.now_ns:
+            plant.run_until(self.stopped_until_ns, lambda: self.killed)
+        if self.killed:
+            raise KilledError
+
+
+class VisionClock:
+    """The plant's clock; it beats while somebody sleeps."""
+
+    def __init__(self, machine: Machine, beat: Callable[[], None]) -> None:
+        self._machine = machine
+        self._beat = beat
+
+    def now_ns(self) -> int:
+        """Monotonic nanoseconds."""
+        return self._machine.plant.now_ns
+
+    def sleep_until_ns(self, when_ns: int) -> None:
+        """Return at `when_ns`, at once if it is past."""
+        while (now_ns := self.now_ns()) < when_ns:
+            self._machine.wait(min(when_ns, now_ns + _SLICE_NS))
+            self._beat()
+
+
+class Talk(WireRejector):
+    """The real talk with the rejector's process, which the plant steps.
+
+    Attributes:
+        told: what the rejector was told of parts: number, whether it passes, when.
+        heard: the highest number of a part of the trigger line that came to vision.
+    """
+
+    def __init__(self, machine: Machine, announced: bool, run: str) -> None:
+        ours, theirs = pair()
+        super().__init__(settings(announced), ours, lambda: machine.plant.now_ns)
+        self._machine = machine
+        self.told: dict[int, list[tuple[bool, int]]] = {}
+        self.heard = 0
+        machine.on_kill = ours.close
+        machine.plant.start_process(settings(announced), theirs, run)
+        self._greet()
+        self.beat()
+
+    def _hear(self) -> None:
+        if self._machine.killed:
+            raise KilledError
+        self._machine.plant.news = False
+        super()._hear()
+        if self.triggers:
+            self.heard = max(self.heard, self.triggers[-1][0])
+
+    def _tell(self, message: Message) -> None:
+        self._machine.step()
+        super()._tell(message)
+        if message.kind is Kind.VERDICT and not self._failure:
+            self.told.setdefault(message.number, []).append((message.value == 1, self._now_ns()))
+        self._machine.plant.wake()
+        self._machine.step()
+
+    def _wait(self, timeout_ns: int) -> None:
+        plant = self._machine.plant
+        self._machine.wait(plant.now_ns + timeout_ns, lambda: plant.news)
+
+    def _end_process(self) -> None:
+        if self._machine.plant.process is not None:
+            self._machine.plant.process.end()
+
+
+class Journal(SqliteJournal):
+    """The real journal, of which a kill leaves what it committed, and which can be full as SQLite is."""
+
+    def __init__(self, path: Path, run: str, machine: Machine, clock: VisionClock) -> None:
+        self._machine = machine
+        super().__init__(path, run, clock)
+
+    def fill(self, full: bool) -> None:
+        """No page more, until there is room again."""
+        self._connection.execute(f"PRAGMA max_page_count = {1 if full else 2**31 - 2}")  # never below what it has
+
+    def drop(self) -> None:
+        """What a killed process leaves."""
+        if self._lock >= 0:
+            lock, self._lock = self._lock, -1
+            self._connection.close()
+            os.close(lock)
+
+    def _open(self) -> sqlite3.Connection:
+        self._connection = super()._open()
+        self.fill(self._machine.plant.full)
+        return self._connection
+
+    @contextlib.contextmanager
+    def _transaction(self, synchronous: str) -> Iterator[None]:
+        self._machine.step()
+        with super()._transaction(synchronous):
+            yield
+            self._machine.step()
+        self._machine.step()
+
+    def _checkpoint(self) -> None:
+        """At once and not by a thread: the same seed gives the same run."""
+        self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+
+
+class PlantCamera:
+    """A camera that the trigger line exposes; lost and silent as a live one."""
+
+    def __init__(self, machine: Machine, beat: Callable[[], None]) -> None:
+        self._machine = machine
+        self._beat = beat
+        self.held: deque[tuple[int, Image | str]] = deque(maxlen=_HELD)
+
+    @property
+    def healthy(self) -> bool:
+        """It was not lost."""
+        return not self._machine.plant.camera_fault
+
+    @property
+    def status(self) -> str:
+        """Why it is not healthy."""
+        return self._machine.plant.camera_fault
+
+    def frames(self) -> Iterator[Arrival]:
+        """Frames, and a missing one where a part waits for longer than the camera may be silent."""
+        plant = self._machine.plant
+        while True:
+            begun_ns = plant.now_ns
+            while not self.held:
+                if not self.healthy:
+                    yield Missing(0, plant.now_ns, "camera", self.status)
+                elif plant.now_ns - begun_ns >= CAMERA_TIMEOUT_NS:
+                    yield Missing(0, plant.now_ns, "camera", "no new frame for 0.1 s")
+                else:
+                    self._machine.wait(plant.now_ns + _SLICE_NS, lambda: len(self.held) > 0)
+                    self._beat()
+                    continue
+                begun_ns = plant.now_ns
+            captured_ns, what = self.held.popleft()
+            if isinstance(what, str):
+                yield Missing(0, captured_ns, "camera", what)
+            else:
+                yield Frame(what, 0, captured_ns, captured_ns, str(shown(what)))
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+class PlantScorer:
+    """Does with each picture what its part's treatment says, as the thread of an inspector would."""
+
+    def __init__(self, machine: Machine, beat: Callable[[], None]) -> None:
+        self._machine = machine
+        self._beat = beat
+        self._busy_until_ns = self._given_up_ns = 0
+
+    @property
+    def fault(self) -> str:
+        """That it hangs."""
+        now_ns = self._machine.plant.now_ns
+        hangs = now_ns < self._busy_until_ns and now_ns - self._given_up_ns > _HUNG_NS
+        return "the backend hangs in one image" if hangs else ""
+
+    def score(self, image: Image, timeout_s: float) -> Score:
+        """Raises TimeoutError where its time is over first, or what the part's treatment says."""
+        plant = self._machine.plant
+        end_ns = plant.now_ns + round(timeout_s * 1e9)
+        treatment = plant.parts[shown(image)].treatment
+        if self._busy_until_ns > plant.now_ns:
+            self._wait(min(self._busy_until_ns, end_ns))
+        done_ns = plant.now_ns + round(treatment.ms * MS)
+        if treatment.heeds and done_ns > end_ns:
+            self._wait(end_ns)
+            self._given_up_ns, self._busy_until_ns = end_ns, max(done_ns, self._busy_until_ns)
+            raise TimeoutError("no score by the deadline")
+        self._wait(done_ns)
+        if treatment.error == "memory":
+            raise MemoryError
+        if treatment.error:
+            raise RuntimeError(treatment.error)
+        return Score(treatment.score, lambda: np.zeros(1, np.float32))
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+    def _wait(self, until_ns: int) -> None:
+        while (now_ns := self._machine.plant.now_ns) < until_ns:
+            self._machine.wait(min(until_ns, now_ns + _SLICE_NS))
+            if self._machine.plant.now_ns < until_ns:
+                self._beat()
+
+
+class CalledTriggers(SoftwareTriggers):
+    """The real triggers by software, waited for on the plant's clock."""
+
+    def __init__(self, machine: Machine, clock: VisionClock, beat: Callable[[], None]) -> None:
+        super().__init__(clock, beat)
+        self._machine = machine
+
+    def next(self, timeout_s: float) -> Trigger | None:
+        """The next one, None when there was none in time."""
+        found = super().next(0.0)
+        if found is None and timeout_s > 0 and not self.ended:
+            self._machine.wait(self._machine.plant.now_ns + round(timeout_s * 1e9), lambda: len(self.pending()) > 0)
+            found = super().next(0.0)
+        return found
+
+
+class Vision:
+    """One start of the station.
+
+    Attributes:
+        run: its name.
+        machine: the process.
+        ended: how, once it did.
+        told, heard: as `Talk`'s.
+    """
+
+    def __init__(self, plant: Plant, run: str, path: Path, calibrations: tuple[Calibration, Calibration]) -> None:
+        self.run = run
+        self.plant = plant
+        self.machine = Machine(plant)
+        self.hold = Hold()
+        self.ended, self.ended_ns = "", 0
+        self.talk: Talk | None = None
+        self.triggers: CalledTriggers | None = None
+        self.station: Station | None = None
+        self.journal: Journal | None = None
+        self._path = path
+        self._calibrations = calibrations
+        self._judges: list[Judge] = []
+
+    def live(self) -> str:
+        """From the start to the end of the process, whichever that is; returns how it ended."""
+        try:
+            self.ended = self._live()
+        except StationError as error:
+            self.ended = str(error)
+        except KilledError:
+            self.ended = "killed"
+            if self.journal is not None:
+                self.journal.drop()
+        self.plant.receiver = None
+        self.ended_ns = self.plant.now_ns
+        return self.ended
+
+    def trigger(self, triggered: Triggered) -> None:
+        """Software calls. One that is stopped takes the call when it goes on, and the part triggers then."""
+        machine, now_ns = self.machine, self.plant.now_ns
+        if machine.stopped_until_ns > now_ns:
+            if machine.stopped_for_ns > HEARTBEAT_NS * 5 // 4:
+                self.plant.unseen.append(now_ns)
+            self.plant.at(machine.stopped_until_ns, lambda: self.trigger(triggered))
+        elif self.triggers is not None and not machine.killed:
+            with contextlib.suppress(StationError):
+                triggered.number = self.triggers.trigger()
+                triggered.run, triggered.at_ns = self.run, now_ns
+
+    def change(self) -> None:
+        """To the other recipe, between two parts."""
+        station = self.station
+        if station is not None:
+            station.post(lambda: station.change(self._judges[self._judges[0] is station.judge_with]))
+
+    def _live(self) -> str:
+        announced = self.plant.announced
+        line: AnnouncingRejector | Talk | None = None
+        clock = VisionClock(self.machine, lambda: None if line is None else line.beat())
+
+        def turn() -> None:
+            station.turn()
+
+        self.journal = journal = Journal(self._path, self.run, self.machine, clock)
+        with contextlib.ExitStack() as closing:
+            closing.callback(lambda: None if self.machine.killed else journal.close())
+            self.talk = talk = Talk(self.machine, announced, self.run)
+            closing.callback(lambda: None if self.machine.killed else talk.close())
+            camera = self.plant.receiver = PlantCamera(self.machine, turn)
+            if announced:
+                self.triggers = triggers = CalledTriggers(self.machine, clock, turn)
+                line = AnnouncingRejector(talk, triggers)
+                source = TriggeredCamera(camera, triggers)
+            else:
+                line = talk
+                source = TriggeredCamera(camera, LineTriggers(talk, turn))
+            journal.event("started", {})
+            scorer = PlantScorer(self.machine, turn)
+            self._judges = [Judge(record.recipe, scorer, record) for record in self._calibrations]
+            free = DiskSpace(self._path.parent, clock, lambda _folder: 0 if self.plant.full else 2**40)
+            self.station = station = self.make(
+                judge=self._judges[0],
+                rejector=line,
+                journal=journal,
+                clock=clock,
+                deadline_ms=DEADLINE_NS / MS,
+                conditions=[Condition("disk", free.fault), Condition("hold", self.hold.fault)],
+                waiting=lambda: source.waiting,
+                rest=source.rest,
+            )
+            try:
+                station.run(source, lambda verdict: None)
+                if not (announced and station.stopping):
+                    talk.drain()
+                return "stopped"
+            finally:
+                if not self.machine.killed:
+                    talk.close()
+                    with contextlib.suppress(StationError):  # a disk that is full
+                        journal.event("stopped", {"reason": station.reason})
+        raise AssertionError("unreachable")
+
+    make = Station
