@@ -187,8 +187,8 @@ def _no_row(shift: Shift, triggered: Triggered, kept: Kept, found: Findings, nam
     behind = number > kept.last.get(run, 0)
     if run in kept.interrupted and behind:
         return "waited when its station was cut off"
-    if not shift.plant.announced and (vision.talk is None or number > vision.talk.heard) and vision.ended != "stopped":
-        return "vision never heard of it: the rejector was killed or stopped"
+    if not shift.plant.announced and number > vision.heard:
+        return "vision was not told of it before its end: the rejector was killed or stopped"
     found.wrong.append(f"{name}: no row; the last one is {kept.last.get(run)}; the run ended: {vision.ended}")
     return "WRONG"
 
@@ -226,8 +226,8 @@ def _company(window: Window, group: list[Window]) -> str:
     others = [other for other in group if other is not window]
     if any(not other.passed or other.excuse for other in others):
         return "too close to a rejected one"
-    out = any(other.told_ns + JITTER_NS > group[0].start for other in others)
-    return "too close to one whose verdict was still out" if out else ""
+    out = len(group) > 1 and any(member.told_ns + JITTER_NS > group[0].start for member in group)  # when the first one opened
+    return "too close to one that was rejected as a verdict of theirs was still out" if out else ""
 
 
 def _let_by(
@@ -308,7 +308,10 @@ def _groups(windows: list[Window]) -> dict[int, list[Window]]:
 
 def _counts_agree(shift: Shift, kept: Kept, found: Findings) -> None:
     """Of runs that ended in order: what the station counted is what triggered."""
-    triggers = Counter(triggered.run for triggered in shift.plant.triggered)
+    triggers: Counter[str] = Counter()
+    for triggered in shift.plant.triggered:
+        heard = shift.plant.announced or not triggered.run or triggered.number <= shift.visions[triggered.run].heard
+        triggers[triggered.run] += heard
     for run, vision in shift.visions.items():
         found.counts[f"runs: {vision.ended if vision.ended in ('stopped', 'killed') else 'ended by an error'}"] += 1
         if vision.ended == "stopped" and vision.station is not None:

@@ -88,8 +88,8 @@ class Shift:
 
     def _end(self) -> None:
         self.over = True
-        if self.vision is not None and self.vision.station is not None:
-            self.vision.station.stop("the shift ends")
+        if self.vision is not None:
+            self.vision.stop()
 
     def _happens(self, fault: str) -> bool:
         return self.draw.random() < RATES[fault]

@@ -303,8 +303,9 @@ class Vision:
     Attributes:
         run: its name.
         machine: the process.
-        ended: how, once it did.
-        told, heard: as `Talk`'s.
+        ended, ended_ns: how and when, once it did.
+        heard: the highest number of a part of the trigger line that it was told of before its end.
+        station, journal, talk: as far as they were made.
     """
 
     def __init__(self, plant: Plant, run: str, path: Path, calibrations: tuple[Calibration, Calibration]) -> None:
@@ -312,7 +313,8 @@ class Vision:
         self.plant = plant
         self.machine = Machine(plant)
         self.hold = Hold()
-        self.ended, self.ended_ns = "", 0
+        self.stops = False
+        self.ended, self.ended_ns, self.heard = "", 0, 0
         self.talk: Talk | None = None
         self.triggers: CalledTriggers | None = None
         self.station: Station | None = None
@@ -331,6 +333,8 @@ class Vision:
             self.ended = "killed"
             if self.journal is not None:
                 self.journal.drop()
+        if self.talk is not None and self.ended != "stopped":
+            self.heard = self.talk.heard
         self.plant.receiver = None
         self.ended_ns = self.plant.now_ns
         return self.ended
@@ -346,6 +350,12 @@ class Vision:
             with contextlib.suppress(StationError):
                 triggered.number = self.triggers.trigger()
                 triggered.run, triggered.at_ns = self.run, now_ns
+
+    def stop(self) -> None:
+        """To be ended in order, also where it only starts."""
+        self.stops = True
+        if self.station is not None:
+            self.station.stop("the shift ends")
 
     def change(self) -> None:
         """To the other recipe, between two parts."""
@@ -388,8 +398,11 @@ class Vision:
                 waiting=lambda: source.waiting,
                 rest=source.rest,
             )
+            if self.stops:
+                station.stop("the shift ends")
             try:
                 station.run(source, lambda verdict: None)
+                self.heard = talk.heard  # of what comes while the last parts travel there is no verdict
                 if not (announced and station.stopping):
                     talk.drain()
                 return "stopped"
