@@ -5,7 +5,7 @@ journal, triggers and rejector loop in it (`benchmarks.soak_station`), injects f
 and holds the levels of the reject line and the rows of the journal against what must hold (`benchmarks.soak_check`): every
 trigger has one verdict, every part that was not passed in time is rejected for all of its window, no passed part is touched
 but by a rule, no PASS without a valid score of the part's own picture, the journal whole. One seed gives one run. It ends
-with 1 if anything is wrong. `--processes SECONDS` soaks the real processes instead (`benchmarks.soak_processes`).
+with 1 if anything is wrong.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import soak_processes
 from benchmarks.soak_check import Findings, check
 from benchmarks.soak_faults import RATES, Shift, make_shift
 from benchmarks.soak_station import Vision
@@ -54,13 +53,34 @@ class Soak:
     head: str
 
 
+def _calibration(recipe: str, threshold: float) -> Calibration:
+    return Calibration(
+        station="plant",
+        camera="plant",
+        recipe=recipe,
+        threshold=threshold,
+        bundle_digest="b" * 64,
+        backend="onnxruntime",
+        precision="fp32",
+        engine_digest="e" * 64,
+        n=99,
+        rate=0.01,
+        method="conformal",
+        when="2024-01-01T00:00:00+00:00",
+        who="soak",
+    )
+
+
+CALIBRATIONS = (_calibration("plain", 1.0), _calibration("strict", 0.8))
+"""Of the two recipes that the plant changes between."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns 1 if anything is wrong."""
     parser = argparse.ArgumentParser(prog="soak", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--parts", type=console.positive_int, default=100_000, help="that come by (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="2,000 parts")
     parser.add_argument("--seed", type=console.count, default=0)
-    parser.add_argument("--processes", type=console.positive_int, metavar="SECONDS", help="soak the real processes for so long")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.set_defaults(run=_run)
     arguments = parser.parse_args(argv)
@@ -84,43 +104,22 @@ def soak(
         make: starts vision; a test gives a broken one.
         tell: called with the parts that came by so far.
     """
-    calibrations = (_calibration("plain", 1.0), _calibration("strict", 0.8))
     shifts: list[Shift] = []
     done = 0
     while done < parts:
         shift = make_shift(len(shifts), seed, path)
         size = min(_SHIFT, parts - done, (parts + 1) // 2)
         with contextlib.redirect_stderr(io.StringIO()):  # a rejector that stops says why
-            shift.run(size, calibrations, make)
+            shift.run(size, CALIBRATIONS, make)
         shifts.append(shift)
         done += size
         tell(done)
-    found = check(shifts, path, {record.recipe: record.threshold for record in calibrations})
+    found = check(shifts, path, {record.recipe: record.threshold for record in CALIBRATIONS})
     counted = sum((shift.plant.faults for shift in shifts), Counter[str]())
     return Soak(done, {fault: counted[fault] for fault in RATES}, found, found.head)
 
 
-def _calibration(recipe: str, threshold: float) -> Calibration:
-    return Calibration(
-        station="plant",
-        camera="plant",
-        recipe=recipe,
-        threshold=threshold,
-        bundle_digest="b" * 64,
-        backend="onnxruntime",
-        precision="fp32",
-        engine_digest="e" * 64,
-        n=99,
-        rate=0.01,
-        method="conformal",
-        when="2024-01-01T00:00:00+00:00",
-        who="soak",
-    )
-
-
 def _run(arguments: argparse.Namespace) -> int:
-    if arguments.processes is not None:
-        return soak_processes.run(arguments.processes, arguments.seed, arguments.json)
     parts = 2000 if arguments.quick else arguments.parts
     begun = time.monotonic()
     memory = _MEMORY if os.access(_MEMORY, os.W_OK) else None

@@ -65,9 +65,29 @@ class Shift:
     over: bool = False
 
     def run(self, parts: int, calibrations: tuple[Calibration, Calibration], make: Callable[..., Vision] = Vision) -> None:
-        """Let so many parts come by, and start the pair again whenever it ends before they did."""
+        """Let so many parts come by and faults happen at their rates."""
+        self.live(self._draw_all(parts), calibrations, make)
+
+    def lay(self, part: Part) -> None:
+        """A part will come by."""
         plant = self.plant
-        end_ns = self._lay(parts)
+        plant.parts[part.number] = part
+        plant.at(part.at_ns, lambda: self._trigger(part))
+        if not plant.announced:
+            plant.at(part.at_ns + EXIT_NS + part.exit_offset_ns, lambda: plant.edge("exit"))
+
+    def lay_fault(self, fault: str, at_ns: int) -> None:
+        """A fault of the station will happen, if it can then; it is counted where it did."""
+        happen = self._of_the_station()[fault]
+
+        def inject() -> None:
+            self.plant.faults[fault] += happen()
+
+        self.plant.at(at_ns, inject)
+
+    def live(self, end_ns: int, calibrations: tuple[Calibration, Calibration], make: Callable[..., Vision] = Vision) -> None:
+        """Let happen what was laid until then; whenever the pair ends before, it is started again."""
+        plant = self.plant
         plant.at(end_ns, self._end)
         with mock.patch.object(journal_module, "_wall", self._wall):
             while not self.over:
@@ -94,21 +114,17 @@ class Shift:
     def _happens(self, fault: str) -> bool:
         return self.draw.random() < RATES[fault]
 
-    def _lay(self, parts: int) -> int:
-        """Plan all parts and all faults; returns when the last part triggers, and a second."""
-        plant, draw = self.plant, self.draw
+    def _draw_all(self, parts: int) -> int:
+        """Lay all parts and all faults; returns when the last part triggers, and a second."""
+        draw = self.draw
         at_ns, burst, gap_ms = START_NS + 10**9, 0, 0
         for _ in range(parts):
-            part = self._part(len(plant.parts) + 1 + self.number * 10**7, at_ns)
-            plant.parts[part.number] = part
-            plant.at(at_ns, lambda part=part: self._trigger(part))  # type: ignore[misc]
-            if not plant.announced:
-                plant.at(at_ns + EXIT_NS + part.exit_offset_ns, lambda: plant.edge("exit"))
-            for fault, happen in self._of_the_station().items():
+            self.lay(self._part(len(self.plant.parts) + 1 + self.number * 10**7, at_ns))
+            for fault in self._of_the_station():
                 if self._happens(fault):
-                    plant.at(at_ns + draw.randrange(60 * MS), lambda fault=fault, happen=happen: self._inject(fault, happen))  # type: ignore[misc]
+                    self.lay_fault(fault, at_ns + draw.randrange(60 * MS))
             if burst == 0 and self._happens("burst of triggers"):
-                plant.faults["burst of triggers"] += 1
+                self.plant.faults["burst of triggers"] += 1
                 burst, gap_ms = draw.randrange(4, 30), draw.choice((6, 9, 13, 16))
             burst = max(0, burst - 1)
             at_ns += (gap_ms if burst else draw.randrange(25, 70)) * MS + draw.randrange(MS)
@@ -156,10 +172,6 @@ class Shift:
         elif self.vision is not None:
             self.vision.trigger(triggered)
         plant.shoot(part, picture(part))
-
-    def _inject(self, fault: str, happen: Callable[[], bool]) -> None:
-        if happen():
-            self.plant.faults[fault] += 1
 
     def _of_the_station(self) -> dict[str, Callable[[], bool]]:
         return {
