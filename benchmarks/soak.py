@@ -87,6 +87,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return console.run_door(arguments.run, arguments)
 
 
+def memory_folder() -> Path | None:
+    """A file system in memory, where an fsync costs nothing; None where there is none."""
+    return _MEMORY if os.access(_MEMORY, os.W_OK) else None
+
+
 def soak(
     parts: int,
     seed: int,
@@ -122,7 +127,7 @@ def soak(
 def _run(arguments: argparse.Namespace) -> int:
     parts = 2000 if arguments.quick else arguments.parts
     begun = time.monotonic()
-    memory = _MEMORY if os.access(_MEMORY, os.W_OK) else None
+    memory = memory_folder()
     with tempfile.TemporaryDirectory(dir=memory) as folder, console.progress("soaking") as advance:
         done = soak(parts, arguments.seed, Path(folder) / "journal.db", tell=lambda count: advance(count, parts))
     took_s = time.monotonic() - begun

@@ -182,6 +182,8 @@ def _no_row(shift: Shift, triggered: Triggered, kept: Kept, found: Findings, nam
     vision = shift.visions[run]
     if any(first <= number <= last for first, last in kept.gaps[run]):
         return "in a recorded gap"
+    if vision.station is None:
+        return "its station did not come to run: the journal was locked or full, or it was killed"
     if triggered.at_ns >= vision.ended_ns:
         return "triggered after its station ended"
     behind = number > kept.last.get(run, 0)

@@ -29,6 +29,7 @@ TRAVEL_NS, PULSE_NS, SEPARATION_NS = 300 * MS, 10 * MS, 5 * MS
 DEADLINE_NS, HEARTBEAT_NS = 150 * MS, 100 * MS
 EXIT_NS, TOLERANCE_NS = 200 * MS, 2 * MS
 EXPOSED_NS, DELIVERED_NS = 3 * MS, 8 * MS  # a frame after its trigger
+PAUSE_NS = 5 * MS  # between two frames, longer than a contact bounces: no bounce has a picture of its own
 JITTER_NS = MS
 START_NS = 1000 * 10**9
 
@@ -292,7 +293,7 @@ class Plant:
 
     def shoot(self, part: Part, picture: Image) -> None:
         """The camera takes a frame of a part that triggered just now, and gives it a little later."""
-        if self.now_ns - self._shot_ns < EXPOSED_NS:  # it is busy
+        if self.now_ns - self._shot_ns < PAUSE_NS:
             return
         self._shot_ns = self.now_ns
         captured_ns = self.now_ns + EXPOSED_NS

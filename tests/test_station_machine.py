@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from benchmarks.soak import CALIBRATIONS
+from benchmarks.soak import CALIBRATIONS, memory_folder
 from benchmarks.soak_check import check
 from benchmarks.soak_faults import Shift, make_shift
 from benchmarks.soak_plant import EXIT_NS, MS, Part, Treatment
@@ -37,7 +37,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @initialize(announced=st.booleans())
     def begin(self, announced: bool) -> None:
-        self.folder = tempfile.TemporaryDirectory()
+        self.folder = tempfile.TemporaryDirectory(dir=memory_folder())
         self.shift: Shift = make_shift(int(announced), 0, Path(self.folder.name) / "journal.db")
         self.at_ns = self.shift.plant.now_ns + 800 * MS
 
