@@ -270,7 +270,6 @@ class Station:
 
     def _left(self) -> Iterator[Arrival]:
         if self._stop_ns is not None:  # asked once the arrivals are over
-        if self._stop_ns is not None:
             yield from self._rest(f"the station was told to end ({self._stop_reason}) before its turn")
 
     def _give_up(self, reason: str) -> None:
