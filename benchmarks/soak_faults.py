@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
 
+from benchmarks.soak_devices import picture
 from benchmarks.soak_plant import EXIT_NS, MS, START_NS, Part, Plant, Treatment, Triggered
-from benchmarks.soak_station import Vision, picture
+from benchmarks.soak_station import Vision
 from calibration.record import Calibration
 from edge import journal as journal_module
 
