@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import select
+import signal
+import socket
 import subprocess
 import sys
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -18,8 +21,9 @@ from edge.schedule import RETIMED, Count, Settings
 from edge.verdict import Verdict
 from edge.wire import Flag, Kind, Message, pair, receive, send
 
-_START_S = 10.0
+_START_NS = 10 * 10**9
 _END_S = 2.0
+_END_NS = round(_END_S * 1e9)
 _DRAIN_NS = 5 * 10**9
 _HUNG = 10  # heartbeats that the rejector may be silent for
 
@@ -85,8 +89,8 @@ class DryRunRejector:
         self.rejecting = True
 
 
-class ProcessRejector:
-    """Starts the rejector's process and tells it what was decided. Once anything fails, every call raises StationError.
+class WireRejector:
+    """Tells the process at the other end of a socket what was decided. Once anything fails, every call raises StationError.
 
     Attributes:
         priority: real-time priority that the process got, 0 for none.
@@ -98,11 +102,11 @@ class ProcessRejector:
         codes: that the recipe lines said and nobody took yet.
     """
 
-    def __init__(self, setup: Setup) -> None:
-        """Start the process and wait until it drives its lines. Raises StationError: it does not start."""
-        self._settings = setup.settings
-        self._heartbeat_ns = setup.settings.heartbeat_ns
-        self.announced = setup.settings.announced
+    def __init__(self, settings: Settings, vision: socket.socket, now_ns: Callable[[], int] = time.monotonic_ns) -> None:
+        """Talk by `vision`, which is closed with this; nothing is awaited yet."""
+        self._settings = settings
+        self._heartbeat_ns = settings.heartbeat_ns
+        self.announced = settings.announced
         self.priority = 0
         self.locked = False
         self.ready = False
@@ -113,36 +117,12 @@ class ProcessRejector:
         self._failure = ""
         self._said_bye = self._closed = False
         self._beat_ns = self._heard_ns = self._looked_ns = 0
-        self._socket, theirs = pair()
-        passed = [theirs.fileno()] + ([] if setup.inputs is None else [setup.inputs])
-        command = ["-m", "edge.rejector_process", "--socket", str(theirs.fileno()), "--setup", setup.to_json()]
-        root = str(Path(edge.__file__).parent.parent)
-        path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-        self._process = subprocess.Popen(
-            [sys.executable, *command],
-            pass_fds=passed,
-            env={**os.environ, "PYTHONPATH": path},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for the station alone
-        )
-        theirs.close()
-        try:
-            self._greet()
-            self.beat()
-        except BaseException:
-            self.close()
-            raise
-
-    @property
-    def pid(self) -> int:
-        """Of the process."""
-        return self._process.pid
+        self._socket = vision
+        self._now_ns = now_ns
 
     def beat(self) -> None:
         """Tell that the deciding loop turns, and hear what the process has to say."""
-        now_ns = time.monotonic_ns()
+        now_ns = self._now_ns()
         if now_ns - self._looked_ns > _HUNG * self._heartbeat_ns // 2:
             self._heard_ns = now_ns  # this side was held up itself
         self._looked_ns = now_ns
@@ -181,25 +161,29 @@ class ProcessRejector:
         self._refuse()
 
     def next_trigger(self, timeout_s: float) -> tuple[int, int] | None:
-        """The next part of the trigger line, (number, monotonic ns); None when there was none in time. Raises StationError."""
-        end = time.monotonic() + timeout_s
+        """The next part of the trigger line, (number, monotonic ns); None when there was none in time.
+
+        Raises StationError: the rejector is lost, and no part is left that was heard of before.
+        """
+        end_ns = self._now_ns() + round(timeout_s * 1e9)
         while True:
-            self.beat()
+            if not self.triggers:
+                self.beat()
             if self.triggers:
                 return self.triggers.popleft()
-            left = end - time.monotonic()
-            if left <= 0:
+            left_ns = end_ns - self._now_ns()
+            if left_ns <= 0:
                 return None
-            select.select([self._socket], [], [], min(left, self._heartbeat_ns / 4e9))
+            self._wait(min(left_ns, self._heartbeat_ns // 4))
 
     def drain(self) -> None:
         """Wait, beating, until the parts in flight are past the ejector, where that takes no more than five seconds."""
         settings = self._settings
         flight_ns = settings.travel + settings.pulse
         if not settings.encoder and flight_ns <= _DRAIN_NS:
-            end_ns = time.monotonic_ns() + flight_ns
-            while time.monotonic_ns() < end_ns:
-                time.sleep(settings.heartbeat_ns / 8e9)
+            end_ns = self._now_ns() + flight_ns
+            while self._now_ns() < end_ns:
+                self._wait(settings.heartbeat_ns // 8)
                 self.beat()
 
     def close(self) -> None:
@@ -209,31 +193,36 @@ class ProcessRejector:
         self._closed = True
         if not self._failure:
             self._tell(Message(Kind.BYE))
-        end = time.monotonic() + _END_S
-        while not self._failure and not self._said_bye and time.monotonic() < end:
-            select.select([self._socket], [], [], 0.1)
+        end_ns = self._now_ns() + _END_NS
+        while not self._failure and not self._said_bye and self._now_ns() < end_ns:
+            self._wait(10**8)
             self._hear()
         self._socket.close()
-        try:
-            self._process.wait(0.0 if not self._said_bye else _END_S)
-        except subprocess.TimeoutExpired:
-            self._process.terminate()  # it makes the outputs inactive
-            try:
-                self._process.wait(_END_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-        if self._process.stderr is not None:
-            self._process.stderr.close()
+        self._end_process()
         self._failure = self._failure or "it was closed"
 
+    def _wait(self, timeout_ns: int) -> None:
+        """Until there is something to hear, or the time is over."""
+        select.select([self._socket], [], [], timeout_ns / 1e9)
+
+    def _end_process(self) -> None:
+        """The socket was closed: see to it that the process ends."""
+
+    def _how_it_ended(self) -> str:
+        """What became of the process, which closed its end."""
+        return "it closed its socket"
+
+    def _complaint(self) -> str:
+        """What the process said last."""
+        return "it said nothing"
+
     def _greet(self) -> None:
-        end = time.monotonic() + _START_S
+        end_ns = self._now_ns() + _START_NS
         while self._heard_ns == 0 and not self._failure:
-            left = end - time.monotonic()
-            if left <= 0:
-                self._failure = f"it did not start within {_START_S:g} s"
-            select.select([self._socket], [], [], max(0.0, left))
+            left_ns = end_ns - self._now_ns()
+            if left_ns <= 0:
+                self._failure = f"it did not start within {_START_NS / 1e9:g} s"
+            self._wait(max(0, left_ns))
             self._hear()
         self._looked_ns = self._heard_ns
         self._refuse()
@@ -243,7 +232,7 @@ class ProcessRejector:
             return
         messages, gone = receive(self._socket)
         for message in messages:
-            self._heard_ns = time.monotonic_ns()
+            self._heard_ns = self._now_ns()
             if message.kind is Kind.HELLO:
                 self.priority, self.locked = message.value, message.number == 1
             elif message.kind is Kind.BEAT:
@@ -259,7 +248,7 @@ class ProcessRejector:
             elif message.kind is Kind.BYE:
                 self._said_bye = True
         if gone and not self._said_bye:
-            self._failure = self._end()
+            self._failure = self._how_it_ended()
 
     def _tell(self, message: Message) -> None:
         if self._failure:
@@ -269,9 +258,64 @@ class ProcessRejector:
         except BlockingIOError:
             self._failure = "it does not read what it is told"
         except OSError:
-            self._failure = self._end()
+            self._failure = self._how_it_ended()
 
-    def _end(self) -> str:
+    def _refuse(self) -> None:
+        if self._failure:
+            self.ready = False
+            raise StationError(
+                f"the rejector is not there: {self._failure}; every part counts as rejected, start the station again"
+            )
+
+
+class ProcessRejector(WireRejector):
+    """Starts the rejector's process and tells it what was decided."""
+
+    def __init__(self, setup: Setup) -> None:
+        """Start the process and wait until it drives its lines. Raises StationError: it does not start."""
+        ours, theirs = pair()
+        super().__init__(setup.settings, ours)
+        passed = [theirs.fileno()] + ([] if setup.inputs is None else [setup.inputs])
+        command = ["-m", "edge.rejector_process", "--socket", str(theirs.fileno()), "--setup", setup.to_json()]
+        root = str(Path(edge.__file__).parent.parent)
+        path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+        self._process = subprocess.Popen(
+            [sys.executable, *command],
+            pass_fds=passed,
+            env={**os.environ, "PYTHONPATH": path},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for the station alone
+        )
+        theirs.close()
+        try:
+            self._greet()
+            self.beat()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
+    def _end_process(self) -> None:
+        try:
+            self._process.wait(0.0 if not self._said_bye else _END_S)
+        except subprocess.TimeoutExpired:
+            self._process.terminate()  # it makes the outputs inactive
+            self._process.send_signal(signal.SIGCONT)  # also where it was stopped, and its lines stand as they stood
+            try:
+                self._process.wait(_END_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        if self._process.stderr is not None:
+            self._process.stderr.close()
+
+    def _how_it_ended(self) -> str:
         try:
             code = self._process.wait(_END_S)
         except subprocess.TimeoutExpired:
@@ -286,10 +330,3 @@ class ProcessRejector:
         os.set_blocking(stderr.fileno(), False)
         lines = (stderr.read() or b"").decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else "it said nothing"
-
-    def _refuse(self) -> None:
-        if self._failure:
-            self.ready = False
-            raise StationError(
-                f"the rejector is not there: {self._failure}; every part counts as rejected, start the station again"
-            )

@@ -91,6 +91,12 @@ class Loop:
         bits = sum(spec.name.startswith(CODE) for spec in setup.lines)
         self._code = CodeLines(bits, setup.settle_ns, lines.get, now_ns())
 
+    @property
+    def due_ns(self) -> int | None:
+        """When there is something to do, should nothing come before; None when nothing is due."""
+        beat_ns, code_ns = (self._beat_ns, self._code.due_ns) if self._vision else (None, None)
+        return min((due for due in (self._schedule.next_ns, beat_ns, code_ns) if due is not None), default=None)
+
     def run(self) -> None:
         """Serve until vision says goodbye. Without vision go on, for parts still come. Raises StationError."""
         while self.step():
@@ -113,9 +119,8 @@ class Loop:
         return goes_on and (self._vision is not None or self._still_needed())
 
     def _wait(self) -> None:
-        beat_ns, code_ns = (self._beat_ns, self._code.due_ns) if self._vision else (None, None)
-        due_ns = [due for due in (self._schedule.next_ns, beat_ns, code_ns) if due is not None]
-        timeout_s = None if not due_ns else max(0, min(due_ns) - self._now_ns()) / 1e9
+        due_ns = self.due_ns
+        timeout_s = None if due_ns is None else max(0, due_ns - self._now_ns()) / 1e9
         watched = self._lines.filenos() + ([] if self._vision is None else [self._vision.fileno()])
         select.select(watched, [], [], timeout_s)  # not poll, which counts milliseconds
 
@@ -272,6 +277,7 @@ def _ask_to_leave(held: int, number: signal.Signals) -> None:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             signal.pidfd_send_signal(handle, number)
+            signal.pidfd_send_signal(handle, signal.SIGCONT)  # one that is stopped heeds nothing else
         finally:
             os.close(handle)
 

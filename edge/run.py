@@ -98,7 +98,6 @@ def run_station(
         intake = closing.enter_context(contextlib.closing(Intake(config, camera, rejector, turn, journal.later)))
         line = intake.rejector
         _note_start(journal, kept, in_force, rolled_back)
-        described = _describe(config, rejector)
         station = Station(
             judge=in_force.loaded.judge,
             rejector=intake.rejector,
@@ -109,7 +108,9 @@ def run_station(
             conditions=[Condition("disk", DiskSpace(config.journal.parent, clock).fault), Condition("hold", hold.fault)],
             waiting=intake.waiting,
             rest=intake.rest,
-            on_state=lambda transition: _tell_state(transition, notifier, station, intake, config.station, described),
+            on_state=lambda transition: _tell_state(
+                transition, notifier, station, intake, config.station, _describe(config, rejector)
+            ),
         )
         watchers = Watchers(config, station, clock, later=journal.later, say=console.say, complain=console.warn)
         changeover = _changing(recipes, shelf, in_force, station, live, rejector, kept, journal, watchers)

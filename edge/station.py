@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -210,6 +211,7 @@ class Station:
                 on_verdict(verdict)
         except Exception as error:
             self._to(State.ERROR, f"{type(error).__name__}: {error}")
+            self._give_up(f"the station ended before its turn ({self.reason})")
             raise
         except BaseException as error:
             self._to(State.HALTED, type(error).__name__)
@@ -270,6 +272,19 @@ class Station:
     def _left(self) -> Iterator[Arrival]:
         if self._stop_ns is not None:  # asked once the arrivals are over
             yield from self._rest(f"the station was told to end ({self._stop_reason}) before its turn")
+
+    def _give_up(self, reason: str) -> None:
+        """Keep a FAULT for each part that triggered and waits. The reject line, if it still is there, rejects them unasked."""
+        judge = self.judge_with
+        for arrival in self._rest(reason):
+            latency_ms = (self._clock.now_ns() - arrival.trigger_ns) / 1e6
+            why = arrival.reason if isinstance(arrival, Missing) else reason
+            verdict = Verdict(arrival.part, Outcome.FAULT, None, judge.threshold, latency_ms, why, arrival.source)
+            with contextlib.suppress(Exception):  # what ended the station is raised, not what came of it
+                self._journal.announce(arrival, judge.row_fields())
+            with contextlib.suppress(Exception):  # also unannounced, so that the journal knows of a gap
+                self._journal.verdict(verdict)
+            self.statistics.add(verdict, self._clock.now_ns(), {})
 
     def _judge(self, arrival: Arrival, deadline: Deadline) -> Verdict:
         if self.state is State.READY:

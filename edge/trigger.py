@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import threading
@@ -110,15 +111,19 @@ class LineTriggers:
         self._source = source
         self._beat = beat
         self._waiting = _Waiting(waiting)
+        self._closed = False
+        self._last = 0  # part that the rejector told of
         self.counts = self._waiting.counts
 
     @property
     def ended(self) -> bool:
-        """A line has no end."""
-        return False
+        """Closed, and nothing waits; a line has no end of its own."""
+        return self._closed and len(self._waiting) == 0
 
     def next(self, timeout_s: float) -> Trigger | None:
         """The next one, None when there was none in time. Raises StationError: the rejector is lost."""
+        if self._closed:
+            return self._waiting.take()
         for _ in range(max(1, math.ceil(timeout_s / SLICE_S))):
             self._beat()
             self._gather(min(SLICE_S, timeout_s) if len(self._waiting) == 0 else 0.0)
@@ -132,11 +137,20 @@ class LineTriggers:
         return self._waiting.all()
 
     def close(self) -> None:
-        """The line is the rejector's to close."""
+        """Take no more, from a rejector that may be lost; those that came can still be had. May be called twice."""
+        with contextlib.suppress(StationError):
+            self._gather(0.0)
+        self._closed = True
 
     def _gather(self, timeout_s: float) -> None:
-        while (came := self._source.next_trigger(timeout_s)) is not None:
-            self._waiting.add(Trigger(*came))
+        while not self._closed and (came := self._source.next_trigger(timeout_s)) is not None:
+            number, at_ns = came
+            for lost in range(self._last + 1, number):  # the rejector counts on while nobody reads what it says
+                self.counts["untold"] += 1
+                fault = "the station stood still for so long that it was not told of this part; its time is that of a later one"
+                self._waiting.add(Trigger(lost, at_ns, fault=fault))
+            self._last = number
+            self._waiting.add(Trigger(number, at_ns))
             timeout_s = 0.0
 
 
@@ -191,7 +205,8 @@ class SoftwareTriggers:
     def next(self, timeout_s: float) -> Trigger | None:
         """The next one, None when there was none in time or none will come."""
         for _ in range(max(1, math.ceil(timeout_s / SLICE_S))):
-            self._beat()
+            if not self._closed:  # the run may have ended because it cannot beat any more
+                self._beat()
             with self._changed:
                 self._changed.wait_for(lambda: len(self._waiting) > 0 or self._closed, min(SLICE_S, timeout_s))
                 if len(self._waiting) > 0 or self._closed:

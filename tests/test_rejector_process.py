@@ -207,6 +207,18 @@ def test_a_rejector_that_hangs_ends_the_station(start: Start) -> None:
         wait_for(lambda: False, rejector.beat)
 
 
+def test_one_that_is_stopped_is_woken_to_let_its_lines_go(start: Start, log: Path) -> None:
+    rejector = start(dataclasses.replace(SETTINGS, heartbeat_ns=50 * MS))
+    wait_for(lambda: levels(log, "reject")[-1:] == [True], rejector.beat)
+    os.kill(rejector.pid, signal.SIGSTOP)
+    with pytest.raises(StationError, match="it has been silent for"):
+        wait_for(lambda: False, rejector.beat)
+    assert levels(log, "reject")[-1] is True  # its lines stand as they stood
+    rejector.close()
+    assert rejector._process.returncode == 0
+    assert levels(log, "reject")[-1] is False
+
+
 def test_a_part_told_of_too_late_stops_the_rejector_and_it_says_why(start: Start, log: Path) -> None:
     rejector = start()
     rejector.announce(1, time.monotonic_ns() - 1300 * MS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -415,3 +416,66 @@ def test_a_part_that_cannot_be_announced_is_a_fault() -> None:
         (Outcome.FAULT, "StationError: the rejector is not there")
     ]
     assert rejector.trace == [(1, True)]
+
+
+class WaitingParts:
+    """Parts that triggered, of which none has its arrival yet."""
+
+    def __init__(self, count: int) -> None:
+        self.left = [Missing(number, 0, "trigger", "given up") for number in range(2, 2 + count)]
+
+    def rest(self, reason: str) -> Iterator[Arrival]:
+        """All that wait, once."""
+        while self.left:
+            yield dataclasses.replace(self.left.pop(0), reason=reason)
+
+
+def with_waiting(rejector: FakeRejector, journal: FakeJournal, clock: FakeClock, waiting: WaitingParts) -> Station:
+    return Station(
+        judge=judge_of(FakeScorer(clock, itertools.repeat(Scoring())), THRESHOLD),
+        rejector=rejector,
+        journal=journal,
+        clock=clock,
+        deadline_ms=DEADLINE_MS,
+        waiting=lambda: len(waiting.left),
+        rest=waiting.rest,
+    )
+
+
+def test_parts_that_wait_when_the_station_fails_get_a_fault_each() -> None:
+    clock = FakeClock()
+    rejector, journal, waiting = FakeRejector(OSError("gone"), fail_at=1), FakeJournal(clock), WaitingParts(2)
+    with pytest.raises(StationError, match="the reject line cannot be driven"):
+        with_waiting(rejector, journal, clock, waiting).run(FakeCamera(clock, [PICTURE]), lambda verdict: None)
+    rows = {row.part: row for row in journal.rows}
+    assert list(rows) == [1, 2, 3]
+    assert {row.outcome for row in rows.values()} == {Outcome.FAULT}
+    assert "the station ended before its turn (StationError: part 1: the reject line cannot be driven" in rows[3].reason
+
+
+def test_parts_that_wait_when_the_journal_fails_as_well_do_not_hide_what_ended_the_station() -> None:
+    clock = FakeClock()
+    plan = {2: Keeping(announce_error=OSError("full"), error=OSError("full")), 3: Keeping(error=OSError("full"))}
+    rejector, journal, waiting = FakeRejector(OSError("gone"), fail_at=1), FakeJournal(clock, plan), WaitingParts(3)
+    station = with_waiting(rejector, journal, clock, waiting)
+    with pytest.raises(StationError, match="the reject line cannot be driven"):
+        station.run(FakeCamera(clock, [PICTURE]), lambda verdict: None)
+    assert [row.part for row in journal.rows] == [1, 1, 4]
+    assert station.statistics.outcomes[Outcome.FAULT] == 3
+
+
+def test_parts_that_wait_when_the_station_is_told_to_end_while_it_runs_get_a_fault_each() -> None:
+    clock = FakeClock()
+    rejector, journal, waiting = FakeRejector(), FakeJournal(clock), WaitingParts(2)
+    station = with_waiting(rejector, journal, clock, waiting)
+
+    def tell(verdict: Verdict) -> None:
+        if verdict.part == 1:
+            station.stop("enough")
+            clock.advance_ms(DEADLINE_MS + 1)  # no time is left for those that wait
+
+    statistics = station.run(FakeCamera(clock, [PICTURE] * 5), tell)
+    assert [(row.part, row.outcome) for row in journal.rows] == [(1, Outcome.PASS), (2, Outcome.FAULT), (3, Outcome.FAULT)]
+    assert journal.rows[-1].reason == "the station was told to end (enough) before its turn"
+    assert statistics.parts == 3
+    assert rejector.trace[-1] == (3, True)

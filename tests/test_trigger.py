@@ -194,7 +194,7 @@ def test_those_that_wait_can_be_had_after_closing_and_no_more_come(source: Sourc
     assert not source.triggers.ended
     source.clock.advance_ms(1000)
     assert [trigger.part for trigger in take_all(source.triggers)] == [1, 2]
-    assert source.triggers.ended == (not isinstance(source.triggers, LineTriggers))  # the line is its owner's to close
+    assert source.triggers.ended
 
 
 def test_looking_at_those_that_wait_takes_none(source: Source) -> None:
@@ -526,3 +526,55 @@ def test_a_part_whose_picture_was_let_go_while_the_station_was_busy_gets_no_late
 def grey_of(arrival: Arrival) -> int:
     assert isinstance(arrival, Frame)
     return int(arrival.image[0, 0, 0])
+
+
+class LostLine:
+    """A rejector that told of two parts and is gone."""
+
+    def __init__(self) -> None:
+        self.heard = [(1, 10), (2, 20)]
+
+    def next_trigger(self, timeout_s: float) -> tuple[int, int] | None:
+        """What was heard, and then the loss."""
+        if self.heard:
+            return self.heard.pop(0)
+        raise StationError("the rejector is not there")
+
+
+def lost() -> None:
+    raise StationError("the rejector is not there")
+
+
+def test_parts_that_a_lost_rejector_told_of_can_be_had_after_closing() -> None:
+    triggers = LineTriggers(LostLine(), beat=lost)
+    with pytest.raises(StationError, match="not there"):
+        triggers.next(0.0)
+    triggers.close()
+    assert [trigger.part for trigger in triggers.pending()] == [1, 2]
+    assert [trigger.part for trigger in (triggers.next(0.0), triggers.next(0.0)) if trigger is not None] == [1, 2]
+    assert triggers.ended
+
+
+def test_parts_by_software_can_be_had_after_closing_where_nothing_beats_any_more() -> None:
+    triggers = SoftwareTriggers(FakeClock(), beat=lost)
+    triggers.trigger("S-1")
+    with pytest.raises(StationError, match="not there"):
+        triggers.next(0.0)
+    triggers.close()
+    trigger = triggers.next(0.0)
+    assert trigger is not None
+    assert trigger.part_ref == "S-1"
+
+
+def test_parts_that_the_rejector_could_not_tell_of_are_faults() -> None:
+    line = Line()
+    triggers = LineTriggers(line)
+    line.heard += [(1, 10), (4, 40)]
+    came = [triggers.next(0.0) for _ in range(4)]
+    assert [(trigger.part, trigger.at_ns, bool(trigger.fault)) for trigger in came if trigger is not None] == [
+        (1, 10, False),
+        (2, 40, True),
+        (3, 40, True),
+        (4, 40, False),
+    ]
+    assert triggers.counts == {"triggered": 4, "untold": 2}
