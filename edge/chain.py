@@ -7,6 +7,7 @@ one of its hashes, a head, kept elsewhere.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -221,9 +222,10 @@ def refuse_other_files(path: Path) -> None:
 
 def is_new(connection: sqlite3.Connection, path: Path, layout: Layout = JOURNAL) -> bool:
     """True for an empty database. Raises StationError for another program's, and for a newer one."""
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    (objects,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    with _one_state(connection):  # somebody else may be making it right now
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        (objects,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     if (application, version, objects) == (0, 0, 0):
         return True
     if application != layout.application_id:
@@ -231,6 +233,19 @@ def is_new(connection: sqlite3.Connection, path: Path, layout: Layout = JOURNAL)
     if version != SCHEMA:
         raise StationError(f"{path}: journal schema {version}, expected {SCHEMA}; update the program or give another file")
     return False
+
+
+@contextlib.contextmanager
+def _one_state(connection: sqlite3.Connection) -> Iterator[None]:
+    """What is read within is of one moment; within a transaction it is so already."""
+    if connection.in_transaction:
+        yield
+        return
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        connection.execute("ROLLBACK")
 
 
 def create(connection: sqlite3.Connection, layout: Layout = JOURNAL) -> None:

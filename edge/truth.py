@@ -16,6 +16,7 @@ import datetime
 import json
 import os
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -45,6 +46,7 @@ from edge.verdict import Outcome
 
 OK, NG = "OK", "NG"
 _WAIT_S = 10.0  # for another person's labels
+_AGAIN_S = 0.01
 _NAMED = 10  # faults of one list
 
 Key = tuple[str, int]  # a run and a part's number in it
@@ -283,7 +285,7 @@ def _open(path: Path) -> Iterator[sqlite3.Connection]:
     try:
         with contextlib.closing(sqlite3.connect(path, timeout=_WAIT_S, isolation_level=None)) as connection:
             new = is_new(connection, path, LABELS)
-            connection.execute("PRAGMA journal_mode = WAL")
+            _write_ahead(connection)
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("BEGIN IMMEDIATE")
             try:
@@ -299,6 +301,19 @@ def _open(path: Path) -> Iterator[sqlite3.Connection]:
         raise StationError(f"{path}: {error}; see `edge audit`") from None
     except (sqlite3.Error, OSError) as error:
         raise StationError(f"{path}: labels cannot be written ({error}); check the disk and permissions") from None
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Set the log mode; where several make the file at once, SQLite refuses at once what it could wait for."""
+    end = time.monotonic() + _WAIT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(_AGAIN_S)
 
 
 def _judged(row: Row, content: dict[str, Any]) -> Judged:
