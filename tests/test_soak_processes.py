@@ -1,4 +1,8 @@
-"""The real processes, killed and stopped in turn, and what journal and lines say afterwards."""
+"""The real processes, killed and stopped in turn, and what journal and lines say afterwards.
+
+These look at real times, so they are no part of the suite: `python -m pytest -m timing` runs them, on a machine that does not
+stall. `tests/test_soak.py` has the same faults on a simulated clock.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +17,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from edge.audit import audit
 from tests.fakes import flat, journal_rows, write_pictures, write_station
+
+pytestmark = pytest.mark.timing
 
 LONG_S = 60.0
 MS = 10**6
@@ -47,7 +55,8 @@ class Pair:
         return int((self.folder / "journal.db-rejector").read_text())
 
     def rows(self) -> list[dict[str, Any]]:
-        return journal_rows(self.folder / "journal.db") if (self.folder / "journal.db").exists() else []
+        made = (self.folder / "journal.db-rejector").exists()  # the rejector starts once the journal is there
+        return journal_rows(self.folder / "journal.db") if made else []
 
     def passes(self) -> int:
         return sum(row.get("outcome") == "PASS" for row in self.rows())
