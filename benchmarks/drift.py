@@ -10,6 +10,7 @@ among the calibration alone, and CUSUMs of values standardised by the calibratio
 
 from __future__ import annotations
 
+import abc
 import argparse
 import copy
 import json
@@ -86,7 +87,7 @@ class Watch(Protocol):
     def reset(self) -> None: ...
 
 
-class _Peer:
+class _Peer(abc.ABC):
     """Channels, tolerances and limit as `Monitor` has them; the evidence is a subclass's."""
 
     def __init__(self, reference: Values) -> None:
@@ -109,8 +110,9 @@ class _Peer:
         self.recent += 0.1 * (values - self.recent)
         return True if self.seen(values, np.abs(self.recent - self.mean) > self.tolerance) else None
 
+    @abc.abstractmethod
     def seen(self, values: Values, matters: npt.NDArray[np.bool_]) -> bool:
-        raise NotImplementedError
+        """Whether this part, of whose channels some differ by more than is tolerated, raises the alarm."""
 
 
 class FixedRanks(_Peer):
