@@ -66,7 +66,7 @@ class TrainingFolder:
     Attributes:
         good: the folder of the pictures: `root`, or its `train/good` or `train/ok` where there is one.
         unreadable: files that were there and cannot be read, one line each.
-        kept, refused: in this session.
+        kept, refused: in this recording.
     """
 
     def __init__(self, root: Path, about: Mapping[str, object], progress: Progress | None = None) -> None:
@@ -106,7 +106,7 @@ class TrainingFolder:
 
     @property
     def there(self) -> int:
-        """Pictures in the folder, of this session and before."""
+        """Pictures in the folder, of this recording and earlier ones."""
         return len(self._looks)
 
     def offer(self, image: Image, source: str) -> Kept | Refused:
