@@ -10,7 +10,6 @@ among the calibration alone, and CUSUMs of values standardised by the calibratio
 
 from __future__ import annotations
 
-import abc
 import argparse
 import copy
 import json
@@ -18,153 +17,38 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from statistics import NormalDist
-from typing import Any, Protocol
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+from scipy.special import ndtri
 from scipy.stats import beta
 
+from benchmarks.drift_changes import CHANGES, SLOW, scores_of
+from benchmarks.drift_peers import PROMISE, Cusum, FixedRanks, Values, Watch
 from benchmarks.drift_streams import alarms_of
-from calibration.appearance import measure, statistics_of
+from calibration.appearance import statistics_of
 from calibration.drift import CHANNELS, FEWEST, Alarm, Monitor
 from calibration.threshold import conformal_threshold
 from engines import EngineError, console
 from engines.atomic import write_file
 from engines.bench import machine
-from engines.bundle import load_bundle
-from engines.images import Image, pixel_digest
-from engines.inspector import Inspector
-from train.data import open_dataset
 
-Values = npt.NDArray[np.float64]
-_PROMISE = 10_000.0  # parts between false ones, of all methods
 _AT_ONCE = 200  # runs that are worked out side by side
 _RATE = 0.02  # false rejects that the threshold allows
 _STREAM = 5_000  # parts of one long run
 _LATEST = 500  # parts after a change that are waited for
 _BEFORE = 500  # good parts before a later change
+_SIDES: tuple[Literal["left"], Literal["right"]] = ("left", "right")
 _BURSTS = (1, 2, 5, 20)
 _STEP = 1_000  # parts on each step of a slow change
-_SHIFT, _CAST = 0.03, 1.08
-
-
-def _gain(factor: float) -> Callable[[Image], Image]:
-    return lambda image: np.clip(np.rint(image * np.float32(factor)), 0, 255).astype(np.uint8)
-
-
-def _blur(sigma_px: float) -> Callable[[Image], Image]:
-    return lambda image: np.asarray(cv2.GaussianBlur(image, (0, 0), sigma_px), np.uint8)
-
-
-def _shift(image: Image) -> Image:
-    pixels = round(_SHIFT * image.shape[1])  # whole ones: between them the picture would be blurred too
-    return np.asarray(np.pad(image, ((0, 0), (pixels, 0), (0, 0)), mode="edge")[:, : image.shape[1]])
-
-
-def _cast(image: Image) -> Image:
-    return np.clip(np.rint(image * np.array([_CAST, 1, 1 / _CAST], np.float32)), 0, 255).astype(np.uint8)
-
-
-_SLOW = {f"light x {factor}": _gain(factor) for factor in (0.95, 0.9, 0.85)}
-CHANGES: dict[str, Callable[[Image], Image]] = {
-    "light x 1.2": _gain(1.2),
-    "light x 0.8": _gain(0.8),
-    "blur, sigma 0.7 px": _blur(0.7),
-    "blur, sigma 1 px": _blur(1.0),
-    f"moved by {_SHIFT:.0%} of the width": _shift,
-    f"red x {_CAST}, blue / {_CAST}": _cast,
-}
-
-
-class Watch(Protocol):
-    """What all methods can."""
-
-    def observe(self, score: float, statistics: Values) -> object: ...
-
-    def reset(self) -> None: ...
-
-
-class _Peer(abc.ABC):
-    """Channels, tolerances and limit as `Monitor` has them; the evidence is a subclass's."""
-
-    def __init__(self, reference: Values) -> None:
-        self.reference = reference
-        self.mean, self.deviation = reference.mean(axis=0), reference.std(axis=0, ddof=1)
-        self.tolerance = np.array(
-            [
-                max(channel.absolute, channel.relative * abs(mean), channel.spreads * deviation)
-                for channel, mean, deviation in zip(CHANNELS, self.mean, self.deviation, strict=True)
-            ]
-        )
-        self.random = np.random.default_rng(0)
-        self.reset()
-
-    def reset(self) -> None:
-        self.recent = self.mean.copy()
-
-    def observe(self, score: float, statistics: Values) -> object:
-        values = np.array([score, *statistics])
-        self.recent += 0.1 * (values - self.recent)
-        return True if self.seen(values, np.abs(self.recent - self.mean) > self.tolerance) else None
-
-    @abc.abstractmethod
-    def seen(self, values: Values, matters: npt.NDArray[np.bool_]) -> bool:
-        """Whether this part, of whose channels some differ by more than is tolerated, raises the alarm."""
-
-
-class FixedRanks(_Peer):
-    """The bets of `Monitor` on ranks among the calibration alone."""
-
-    bets = np.array((-1.7, -0.7, 0.7, 1.7))
-    shares = np.array([channel.weight for channel in CHANNELS])[:, None] / 4
-
-    def reset(self) -> None:
-        super().reset()
-        self.sorted = np.sort(self.reference, axis=0)
-        self.evidence = np.zeros((len(CHANNELS), 4))
-
-    def seen(self, values: Values, matters: npt.NDArray[np.bool_]) -> bool:
-        below = np.array([np.searchsorted(column, value) for column, value in zip(self.sorted.T, values, strict=True)])
-        to = np.array([np.searchsorted(column, value, "right") for column, value in zip(self.sorted.T, values, strict=True)])
-        ranks = (below + self.random.random(len(values)) * (to - below + 1)) / (len(self.sorted) + 1)
-        normal = np.array([NormalDist().inv_cdf(min(max(rank, 1e-12), 1 - 1e-12)) for rank in ranks])
-        bet = np.exp(normal[:, None] * self.bets - self.bets**2 / 2)
-        self.evidence = np.minimum((1 + self.evidence) * bet, 1e12)
-        return float(((self.shares * self.evidence).sum(axis=1) * matters).sum()) >= _PROMISE
-
-
-class Cusum(_Peer):
-    """Two CUSUMs a channel, tuned to shifts of 0.7 deviations; limits after Siegmund, "Sequential Analysis", 1985."""
-
-    tuned = 0.35
-
-    def reset(self) -> None:
-        super().reset()
-        self.sums = np.zeros((len(CHANNELS), 2))
-        self.limits = np.array([_siegmund(2 * _PROMISE / channel.weight, self.tuned) for channel in CHANNELS])
-        self.scale = np.where(self.deviation > 0, self.deviation, np.inf)
-
-    def seen(self, values: Values, matters: npt.NDArray[np.bool_]) -> bool:
-        standard = (values - self.mean) / self.scale
-        self.sums = np.maximum(0, self.sums + np.stack([standard, -standard], axis=1) - self.tuned)
-        return bool((matters & (self.sums.max(axis=1) > self.limits)).any())
-
-
-def _siegmund(parts: float, k: float) -> float:
-    """The limit of a one-sided CUSUM of standard normal values with allowance k and that mean run length."""
-    low, high = 0.0, 100.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        b = middle + 1.166
-        low, high = (middle, high) if (math.exp(2 * k * b) - 2 * k * b - 1) / (2 * k * k) < parts else (low, middle)
-    return high
 
 
 def _monitor(reference: Values) -> Watch:
-    return Monitor(reference, warning_parts=_PROMISE, alarm_parts=_PROMISE)
+    return Monitor(reference, warning_parts=PROMISE, alarm_parts=PROMISE)
 
 
 PEERS: dict[str, Callable[[Values], Watch]] = {"ranks, calibration alone": FixedRanks, "CUSUM": Cusum}
@@ -206,12 +90,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     cv2.setNumThreads(1)
     parts, splits = (20_000, 10) if arguments.quick else (arguments.parts, arguments.splits)
-    scores = _scores(arguments)
+    scores = scores_of(arguments.bundle, arguments.data, arguments.others, arguments.scores)
     clean = scores["clean"]
     counts = [n for n in arguments.counts if FEWEST < n <= len(clean) - 10]
     if not counts:
         raise EngineError(f"{len(clean)} good images that the bundle has not seen, expected {FEWEST + 11} or more")
-    console.say(f"{len(clean)} good images; a picture's statistics take {_cost_ms():.2f} ms on one core, median")
+    console.say(f"{len(clean)} good images")
+    costs = _costs_ms(clean)
+    console.say(f"a part's statistics take {costs[0]:.2f} ms, the test {costs[1]:.2f} ms of processor time, median")
     deviation = np.maximum(clean.std(axis=0), [channel.resolution for channel in CHANNELS])
     moved = {name: np.mean(scores[name] - clean, axis=0) / deviation for name in CHANGES}
     console.table(
@@ -219,7 +105,7 @@ def _run(arguments: argparse.Namespace) -> int:
         ("change", *(channel.name for channel in CHANNELS)),
         [(name, *(f"{value:+.2f}" for value in row)) for name, row in moved.items()],
     )
-    figures: dict[str, Any] = {"machine": machine(), "images": len(clean)}
+    figures: dict[str, Any] = {"machine": machine(), "images": len(clean), "costs_ms": costs, "told": _told(scores)}
     figures["false"] = _false_alarms(clean, counts, parts)
     figures["bursts"] = _in_bursts(clean, counts, parts)
     figures["delays"] = _delays(scores, counts, splits)
@@ -230,43 +116,49 @@ def _run(arguments: argparse.Namespace) -> int:
     return console.DONE
 
 
-def _scores(arguments: argparse.Namespace) -> dict[str, Values]:
-    """Channels of every image, float64 (images, 7), by change; `clean` without one, and the other products by name."""
-    if arguments.scores is not None and arguments.scores.is_file():
-        with np.load(arguments.scores) as kept:
-            return {name: kept[name] for name in kept.files}
-    bundle = load_bundle(arguments.bundle)
-    learnt = bundle.learnt_from()
-    data = open_dataset(arguments.data)
-    frames = [sample.image() for sample in (*data.train, *data.test) if sample.good]
-    frames = [frame for frame in frames if pixel_digest(frame) not in learnt]
-    changes = {"clean": lambda image: image, **CHANGES, **_SLOW}
-    scores: dict[str, Values] = {}
-    with Inspector(bundle, threads=1) as inspector, console.progress("scoring") as advance:
-
-        def channels(frame: Image) -> list[float]:
-            return [inspector.score(frame).value, *measure(inspector.preprocessor, frame)]
-
-        for number, (name, change) in enumerate(changes.items(), 1):
-            scores[name] = np.array([channels(change(frame)) for frame in frames])
-            advance(number, len(changes))
-        for folder in arguments.others:
-            others = [sample.image() for sample in open_dataset(folder).train]
-            scores[f"product {folder.name}"] = np.array([channels(frame) for frame in others])
-    if arguments.scores is not None:
-        arguments.scores.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(arguments.scores, **scores)  # type: ignore[arg-type]  # as in engines.bundle
-    return scores
-
-
-def _cost_ms() -> float:
+def _costs_ms(clean: Values) -> tuple[float, float]:
+    """Processor time of measuring a picture of 256 x 256 pixels, and of observing it, each the median."""
     image = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    monitor = Monitor(clean[: len(clean) // 2])
+    watched = [(float(row[0]), row[1:]) for row in clean[len(clean) // 2 :]]
+    return _median_ms([lambda: statistics_of(image)] * 500), _median_ms([partial(monitor.observe, *one) for one in watched])
+
+
+def _median_ms(calls: Sequence[Callable[[], object]]) -> float:
     times = []
-    for _ in range(200):
-        begun = time.perf_counter()
-        statistics_of(image)
-        times.append(1000 * (time.perf_counter() - begun))
+    for call in calls:
+        begun = time.thread_time_ns()
+        call()
+        times.append((time.thread_time_ns() - begun) / 1e6)
     return float(np.median(times))
+
+
+def _told(scores: dict[str, Values]) -> list[dict[str, Any]]:
+    """How much one part tells, to somebody who knows the distribution of good parts, which channel moves, and how far.
+
+    Ranks are taken among all good images; the bet is the best shift of their normal deviates, and nats are the mean logarithm
+    of what it wins. An alarm of 1 in 10,000 parts takes log 10,000 of them (Lorden, "Procedures for reacting to a change in
+    distribution", 1971, for bets that are likelihood ratios).
+    """
+    clean, found = scores["clean"], []
+    for change in CHANGES:
+        below, to = (
+            np.array(
+                [np.searchsorted(np.sort(good), moved, side) for good, moved in zip(clean.T, scores[change].T, strict=True)]
+            )
+            for side in ("left", "right")
+        )
+        deviates = ndtri(((below + to) / 2 + 0.5) / (len(clean) + 1)).mean(axis=1)
+        best = int(np.argmax(np.abs(deviates)))
+        nats = float(deviates[best] ** 2 / 2)  # of the shift that equals their mean
+        parts = math.log(PROMISE) / nats
+        found.append({"change": change, "channel": CHANNELS[best].name, "nats": nats, "parts": parts})
+    console.table(
+        "what one part tells to somebody who knows all but when it changes",
+        ("change", "clearest channel", "nats a part", "parts for 1 in 10,000"),
+        [(one["change"], one["channel"], f"{one['nats']:.2f}", f"{one['parts']:.0f}") for one in found],
+    )
+    return found
 
 
 def _false_alarms(clean: Values, counts: Sequence[int], parts: int) -> list[dict[str, Any]]:
@@ -287,7 +179,7 @@ def _false_alarms(clean: Values, counts: Sequence[int], parts: int) -> list[dict
                 if name in PEERS:
                     alarms += [_count(PEERS[name](split.reference), clean[p]) for split, p in zip(splits, passed, strict=True)]
                 else:
-                    alarms += map(len, alarms_of([split.reference for split in splits], clean, passed, _PROMISE))
+                    alarms += map(len, alarms_of([split.reference for split in splits], clean, passed, PROMISE))
                 done += sum(map(len, passed))
             total = sum(alarms)
             low, high = _clopper_pearson(total, done)
@@ -338,7 +230,7 @@ def _in_bursts(clean: Values, counts: Sequence[int], parts: int) -> list[dict[st
         splits = [Split(clean, rng.permutation(len(clean)), n) for _ in range(max(1, parts // 5 // _STREAM))]
         streams = [np.repeat(rng.choice(split.pool, _STREAM // burst), burst) for split in splits]
         passed = [drawn[clean[drawn, 0] <= split.threshold] for split, drawn in zip(splits, streams, strict=True)]
-        alarms = sum(map(len, alarms_of([split.reference for split in splits], clean, passed, _PROMISE)))
+        alarms = sum(map(len, alarms_of([split.reference for split in splits], clean, passed, PROMISE)))
         found.append({"n": n, "burst": burst, "alarms": alarms, "parts": sum(map(len, passed))})
     console.table(
         "without a change, each part several times in a row",
@@ -413,7 +305,7 @@ def _first(watch: Watch, values: Values, threshold: float) -> tuple[float, objec
 
 def _slowly(scores: dict[str, Values], counts: Sequence[int], splits: int) -> list[dict[str, Any]]:
     """The light fails in steps of 5 %; the monitor learns from each step and may miss the next for it."""
-    steps = ["clean", *_SLOW, "light x 0.8"]
+    steps = ["clean", *SLOW, "light x 0.8"]
     values = np.concatenate([scores[step] for step in steps])
     found: list[dict[str, Any]] = []
     for n in counts:
@@ -426,7 +318,7 @@ def _slowly(scores: dict[str, Values], counts: Sequence[int], splits: int) -> li
             references.append(split.reference)
             streams.append(stream[passed])
             numbers.append(passed)
-        found_at = alarms_of(references, values, streams, _PROMISE)
+        found_at = alarms_of(references, values, streams, PROMISE)
         at = [float(passed[places[0]] + 1) if places else math.inf for places, passed in zip(found_at, numbers, strict=True)]
         reached = [sum(place <= (number + 1) * _STEP for place in at) for number in range(len(steps))]
         found.append({"n": n, "splits": splits, "median": float(np.percentile(at, 50, method="higher")), "by_step": reached})

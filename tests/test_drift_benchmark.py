@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from benchmarks import drift
-from benchmarks.drift import CHANGES, _siegmund, main
+from benchmarks.drift import main
+from benchmarks.drift_changes import CHANGES
+from benchmarks.drift_peers import siegmund
 from benchmarks.drift_streams import alarms_of
 from calibration.drift import Monitor
 
@@ -37,9 +39,9 @@ def test_streams_raise_the_alarms_of_a_monitor_at_the_same_parts() -> None:
     assert alarms_of(references, values, streams, 200) == expected
 
 
-def test_the_cusum_limit_gives_the_run_length_of_siegmund() -> None:
+def test_the_cusum_limit_gives_the_run_length_ofsiegmund() -> None:
     # k 0.5, h 4: b = 5.166, (e^5.166 - 5.166 - 1) / 0.5 = 338.1; tables say 336 for one side
-    assert _siegmund(338.1, 0.5) == pytest.approx(4.0, abs=0.001)
+    assert siegmund(338.1, 0.5) == pytest.approx(4.0, abs=0.001)
 
 
 def test_the_door_prints_its_tables_from_kept_scores(
@@ -58,5 +60,9 @@ def test_the_door_prints_its_tables_from_kept_scores(
     dark = next(one for one in figures["delays"] if one["change"] == "light x 0.8" and one["method"] == "calibration.drift")
     assert dark["median"] < 30
     assert "light" in dark["said"]
+    told = next(one for one in figures["told"] if one["change"] == "light x 0.8")
+    # 20 grey levels are beyond all good parts: ranks of 1 / 2 in 61, which are the normal deviate -2.40
+    assert (told["channel"], told["nats"]) == ("brightness", pytest.approx(2.40**2 / 2, abs=0.01))
+    assert told["parts"] == pytest.approx(np.log(10_000) / told["nats"])
     assert figures["false"][0]["parts"] >= 400
     assert "without a change" in capsys.readouterr().out
