@@ -4,6 +4,9 @@
 slight blur, a fixture turned by 3 degrees, a warmer light). A third of the changed good images is for the bank, a third
 calibrates, a third is judged, with all bad ones; the thirds change places, and figures are means over the six orders. The
 threshold before recalibration is that of the first station, from the same images unchanged.
+
+`--reservoir N` also measures the densities of the extended bank with N patches of the training beside the station's own, as if
+the bundle carried them along.
 """
 
 from __future__ import annotations
@@ -12,21 +15,22 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from calibration.station_bank import Candidates, extend_bank
+from calibration.station_bank import Candidates, extend_bank, measure_density, nearest_of_others
 from calibration.threshold import conformal_threshold
 from engines import EngineError, console
 from engines.atomic import write_file
 from engines.bench import machine
 from engines.bundle import Bank, load_bundle
-from engines.images import Image
+from engines.images import Image, pixel_digest
 from engines.inspector import Inspector, Scorer
-from engines.ldknn import Floats
+from engines.ldknn import Floats, distance, nearest
 from train.data import Sample, open_dataset
 from train.metrics import image_auroc
 
@@ -44,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--false-reject", type=float, default=0.05, metavar="RATE", help="default: %(default)s")
     parser.add_argument(
         "--rows", type=float, default=1.0, help="of the extended bank, over those of the old (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--reservoir", type=console.count, default=0, metavar="N", help="patches of the training; default: none"
     )
     parser.add_argument("--seed", type=console.count, default=0, help="default: %(default)s")
     parser.add_argument("--threads", type=console.count, default=1, help="0 is one a core (default: %(default)s)")
@@ -79,20 +86,33 @@ def _run(arguments: argparse.Namespace) -> int:
         there = _embed(inspector, good, "second station, good", changed=True)
         there_bad = _embed(inspector, bad, "second station, bad", changed=True)
         old, old_bad = _scores(inspector, there), _scores(inspector, there_bad)
+        reservoir = _reservoir(inspector, dataset.train, arguments.reservoir, arguments.seed) if arguments.reservoir else None
         rows: dict[str, list[tuple[float, float, float]]] = {}
         with console.progress("banks") as advance:
             for turn in turns:
                 bank = third == turn
-                scorer = _extended(inspector, [there[i] for i in np.flatnonzero(bank)], arguments.rows, arguments.seed)
-                new, new_bad = np.full(len(good), np.nan), _scores(scorer, there_bad)
-                new[~bank] = _scores(scorer, [there[i] for i in np.flatnonzero(~bank)])
-                one, other = (third == (turn + part) % _THIRDS for part in (1, 2))
-                for calibrating, judged in ((one, other), (other, one)):
+                added = _candidates(inspector, [there[i] for i in np.flatnonzero(bank)])
+                extended = _extended(inspector, added, arguments.rows, arguments.seed)
+                banks = {"second, adapted and recalibrated": extended}
+                if reservoir is not None:
+                    banks[f"the same, with {len(reservoir.features)} patches of the training"] = _measured_with(
+                        inspector, extended, added, reservoir
+                    )
+                adapted = []
+                for name, one in banks.items():
+                    scorer = Scorer(
+                        inspector.bundle.manifest.method, inspector.preprocessor, one, inspector.extractor, threads=1
+                    )
+                    new = np.full(len(good), np.nan)
+                    new[~bank] = _scores(scorer, [there[i] for i in np.flatnonzero(~bank)])
+                    adapted.append((name, new, new, _scores(scorer, there_bad)))
+                left, right = (third == (turn + part) % _THIRDS for part in (1, 2))
+                for calibrating, judged in ((left, right), (right, left)):
                     for name, limit_of, scores, defects in (
                         ("first station", first, first, first_bad),
                         ("second, as it came", first, old, old_bad),
                         ("second, recalibrated", old, old, old_bad),
-                        ("second, adapted and recalibrated", new, new, new_bad),
+                        *adapted,
                     ):
                         limit = conformal_threshold(limit_of[calibrating], arguments.false_reject)
                         rejected, found = (float(np.mean(of > limit)) for of in (scores[judged], defects))
@@ -133,22 +153,60 @@ def _scores(scorer: Scorer, embedded: Sequence[npt.NDArray[np.float16]]) -> Doub
     return np.array([scorer.judge(one.astype(np.float32)).value for one in embedded])
 
 
-def _extended(inspector: Inspector, added: Sequence[npt.NDArray[np.float16]], rows: float, seed: int) -> Scorer:
-    bundle = inspector.bundle
-    method, bank = bundle.manifest.method, bundle.bank
-    judged = inspector.preprocessor.judged_patches(method.grid).ravel()
+def _candidates(inspector: Inspector, added: Sequence[npt.NDArray[np.float16]]) -> Candidates:
+    judged = inspector.preprocessor.judged_patches(inspector.bundle.manifest.method.grid).ravel()
     features: Floats = np.concatenate([one.astype(np.float32)[judged] for one in added])
-    candidates = Candidates(features, len(added), np.flatnonzero(judged).astype(np.int32))
-    extended: Bank = extend_bank(
+    return Candidates(features, len(added), np.flatnonzero(judged).astype(np.int32))
+
+
+def _extended(inspector: Inspector, added: Candidates, rows: float, seed: int) -> Bank:
+    method, bank = inspector.bundle.manifest.method, inspector.bundle.bank
+    return extend_bank(
         bank,
-        candidates,
+        added,
         round(rows * len(bank.rows)),
-        first_image=int(bank.image.max()) + 1,
+        first_image=_first_image(inspector),
         k=method.k,
         metric=method.metric,
         rng=np.random.default_rng([seed, 1]),
     )
-    return Scorer(method, inspector.preprocessor, extended, inspector.extractor, threads=1)
+
+
+def _first_image(inspector: Inspector) -> int:
+    return sum(image.use == "bank" for image in inspector.bundle.manifest.provenance.images)
+
+
+def _reservoir(inspector: Inspector, samples: Sequence[Sample], patches: int, seed: int) -> Candidates:
+    """So many patches of the images that the bank was made of, as many of each, in the order of the bank's image numbers."""
+    at = {pixel_digest(image): image for image in (sample.image() for sample in samples)}
+    pixels = [image.pixels for image in inspector.bundle.manifest.provenance.images if image.use == "bank"]
+    if not set(pixels) <= set(at):
+        raise EngineError(f"the bank was made of {len(pixels)} images, not all of them are among the {len(at)} of this product")
+    each = patches // len(pixels)
+    judged = np.flatnonzero(inspector.preprocessor.judged_patches(inspector.bundle.manifest.method.grid).ravel())
+    if not 1 <= each <= len(judged):
+        raise EngineError(f"a reservoir of {patches} patches, expected {len(pixels)} to {len(pixels) * len(judged)}")
+    rng = np.random.default_rng([seed, 9])
+    chosen = []
+    with console.progress("reservoir") as advance:
+        for number, digest in enumerate(pixels, 1):
+            embedded = inspector.extractor.extract(inspector.preprocessor(at[digest]))
+            chosen.append(embedded[rng.choice(judged, each, replace=False)].astype(np.float16).astype(np.float32))
+            advance(number, len(pixels))
+    return Candidates(np.concatenate(chosen), len(pixels), np.zeros(each, np.int32))
+
+
+def _measured_with(inspector: Inspector, bank: Bank, added: Candidates, reservoir: Candidates) -> Bank:
+    """The bank with densities measured on the added patches and the reservoir's together."""
+    method = inspector.bundle.manifest.method
+    found = [
+        nearest_of_others(bank.rows, bank.image, patches, first)
+        for patches, first in ((added, _first_image(inspector)), (reservoir, 0))
+    ]
+    distances = distance(np.concatenate([squared for squared, _ in found]), method.metric)
+    apart, _ = nearest(bank.rows, bank.rows, method.k, exclude=np.arange(len(bank.rows)))
+    isolation = distance(apart, method.metric).mean(axis=1)
+    return replace(bank, density=measure_density(isolation, distances, np.concatenate([row for _, row in found])))
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def extend_bank(
     image = np.concatenate([bank.image, image_of])[taken]
     patch = np.concatenate([bank.patch, np.tile(added.patch, added.images)])[taken]
     chosen = np.ascontiguousarray(cloud[taken])
-    near, row = _nearest_of_others(chosen, image, added, first_image)
+    near, row = nearest_of_others(chosen, image, added, first_image)
     apart, _ = nearest(chosen, chosen, k, exclude=np.arange(rows))
     density = measure_density(distance(apart, metric).mean(axis=1), distance(near, metric), row)
     return Bank(chosen, density, image, patch)
@@ -140,10 +140,16 @@ def isotonic(at: Doubles, value: Doubles, weight: npt.NDArray[np.int64]) -> tupl
     return points, np.repeat([mean for mean, _, _ in blocks], [many for _, _, many in blocks])
 
 
-def _nearest_of_others(
+def nearest_of_others(
     rows: Floats, image: npt.NDArray[np.int32], added: Candidates, first_image: int
 ) -> tuple[Floats, npt.NDArray[np.int64]]:
-    """Squared distance float32 (n,) and row int64 (n,) of the nearest row of another image, for each added patch."""
+    """Squared distance float32 (n,) and row int64 (n,) of the nearest row of another image, for each added patch.
+
+    Args:
+        rows, image: float32 (m, d) and int32 (m,), of a bank.
+        added: whose first image has the number `first_image` in that bank.
+        first_image: as in `extend_bank`.
+    """
     squared = np.empty(len(added.features), np.float32)
     found = np.empty(len(added.features), np.int64)
     per_image = len(added.patch)

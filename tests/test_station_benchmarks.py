@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks import pod, station_shift
+from engines.bundle import load_bundle
 from engines.images import Image, encode_png
-from tests.fakes import cells, flat, textured, write_pictures, write_tiny_bundle
+from engines.inspector import Inspector
+from tests.fakes import cells, flat, write_pictures, write_tiny_bundle
+from train.data import open_dataset
 
 
 @pytest.fixture
@@ -22,7 +26,8 @@ def product(tmp_path: Path) -> Path:
         return np.repeat(rng.normal(128, 2, (64, 64, 1)).round(), 3, axis=2).astype(np.uint8)
 
     data = tmp_path / "data"
-    write_pictures(data / "train" / "good", [good() for _ in range(2)])
+    normals = [good() for _ in range(2)]
+    write_pictures(data / "train" / "good", normals)
     write_pictures(data / "test" / "good", [good() for _ in range(42)])
     for kind, side, depth in (("large", 24, 60), ("small", 3, 10)):
         bad, masks = [], []
@@ -37,7 +42,7 @@ def product(tmp_path: Path) -> Path:
             path = data / "ground_truth" / kind / f"{number}_mask.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(encode_png(mask))
-    write_tiny_bundle(tmp_path / "bundle", rows=cells(127, 128, 129), normals=(textured(5),))
+    write_tiny_bundle(tmp_path / "bundle", rows=cells(127, 128, 129), normals=normals)
     return tmp_path
 
 
@@ -81,3 +86,34 @@ def test_a_second_station_rejects_all_and_gets_its_rate_back(product: Path, caps
         assert figures[name]["false_rejects"] < 0.4
     assert figures["second, adapted and recalibrated"]["auroc"] >= 0.5
     assert "image AUROC" in capsys.readouterr().out
+
+
+def test_densities_are_measured_with_patches_of_the_training_too(product: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = ["--bundle", str(product / "bundle"), "--data", str(product / "data")]
+    bundle = load_bundle(product / "bundle")
+    images = sum(image.use == "bank" for image in bundle.manifest.provenance.images)
+    patches = bundle.manifest.method.grid[0] * bundle.manifest.method.grid[1]
+
+    kept = ["--false-reject", "0.1", "--json", str(product / "with.json")]
+    assert station_shift.main([*where, *kept, "--reservoir", str(20 * images)]) == 0
+    figures = json.loads((product / "with.json").read_text())["figures"]
+    assert figures[f"the same, with {20 * images} patches of the training"]["auroc"] >= 0.5
+
+    assert station_shift.main([*where, "--reservoir", str(images * patches + images)]) == 2
+    assert f"expected {images} to {images * patches}" in capsys.readouterr().err
+
+
+def test_only_the_densities_change_with_patches_of_the_training(product: Path) -> None:
+    with Inspector(load_bundle(product / "bundle")) as inspector:
+        dataset = open_dataset(product / "data")
+        seen = station_shift._embed(inspector, [sample for sample in dataset.test if sample.good][:4], "good", changed=True)
+        added = station_shift._candidates(inspector, seen)
+        bank = station_shift._extended(inspector, added, 1.0, 0)
+        reservoir = station_shift._reservoir(inspector, dataset.train, 80, 0)
+        nothing = replace(reservoir, features=reservoir.features[:0], images=0)
+        same = station_shift._measured_with(inspector, bank, added, nothing)
+        other = station_shift._measured_with(inspector, bank, added, reservoir)
+    assert reservoir.features.shape == (80, bank.rows.shape[1])
+    np.testing.assert_array_equal(same.density, bank.density)
+    np.testing.assert_array_equal(other.rows, bank.rows)
+    assert not np.array_equal(other.density, bank.density)
