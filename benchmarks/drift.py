@@ -119,8 +119,8 @@ def _run(arguments: argparse.Namespace) -> int:
 def _costs_ms(clean: Values) -> tuple[float, float]:
     """Processor time of measuring a picture of 256 x 256 pixels, and of observing it, each the median."""
     image = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
-    monitor = Monitor(clean[: len(clean) // 2])
-    watched = [(float(row[0]), row[1:]) for row in clean[len(clean) // 2 :]]
+    monitor = Monitor(clean)
+    watched = [(float(row[0]), row[1:]) for row in clean]
     return _median_ms([lambda: statistics_of(image)] * 500), _median_ms([partial(monitor.observe, *one) for one in watched])
 
 
