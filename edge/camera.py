@@ -41,6 +41,28 @@ class Camera(Protocol):
         """Release the device; may be called twice."""
 
 
+class Wrapped:
+    """What a camera around another one takes from it: whether it delivers, and its end."""
+
+    def __init__(self, camera: Camera) -> None:
+        """`camera` is closed with this."""
+        self._camera = camera
+
+    @property
+    def healthy(self) -> bool:
+        """Of the camera."""
+        return self._camera.healthy
+
+    @property
+    def status(self) -> str:
+        """Of the camera."""
+        return self._camera.status
+
+    def close(self) -> None:
+        """Close the camera; may be called twice."""
+        self._camera.close()
+
+
 class FolderCamera:
     """Replays the images below a folder, each one a part. A file that cannot be read is a part without a picture."""
 

@@ -101,6 +101,7 @@ class Intake:
         self._counters: list[Counter[str]] = []
         self._triggered: TriggeredCamera | None = None
         self._ahead: AheadCamera | None = None
+        self._referenced: ReferencedCamera | None = None
         self._reads: SoftwareTriggers | None = None
         self.camera = camera
         self.rejector = rejector
@@ -120,7 +121,7 @@ class Intake:
             if references is not None:
                 self._counters.append(references.counts)
                 self._closing.callback(references.close)
-                self.camera = ReferencedCamera(self.camera, references)
+                self.camera = self._referenced = ReferencedCamera(self.camera, references)
             if isinstance(triggers, SoftwareTriggers):
                 self._listen(config, triggers)
             undo.pop_all()
@@ -143,7 +144,10 @@ class Intake:
     def rest(self, reason: str) -> Iterator[Arrival]:
         """What is left of the parts that triggered, without pictures, where the station ends before their turn."""
         waiting = self._triggered or self._ahead
-        return iter(()) if waiting is None else waiting.rest(reason)
+        if waiting is None:
+            return iter(())
+        left = waiting.rest(reason)
+        return left if self._referenced is None else self._referenced.refer(left)
 
     def serve(
         self,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
 from edge import StationError
-from edge.camera import Camera
+from edge.camera import Camera, Wrapped
 from edge.clock import Clock
 from edge.verdict import Arrival
 
@@ -205,30 +205,20 @@ class FileReferences:
             self.look()
 
 
-class ReferencedCamera:
+class ReferencedCamera(Wrapped):
     """A camera whose parts have references. One that came with a trigger is kept, and uses up the one of its turn."""
 
     def __init__(self, camera: Camera, references: References) -> None:
         """Join the two; the camera is closed with this."""
-        self._camera = camera
+        super().__init__(camera)
         self._references = references
-
-    @property
-    def healthy(self) -> bool:
-        """Of the camera."""
-        return self._camera.healthy
-
-    @property
-    def status(self) -> str:
-        """Of the camera."""
-        return self._camera.status
 
     def frames(self) -> Iterator[Arrival]:
         """The camera's arrivals. Raises StationError when it is lost."""
-        for arrival in self._camera.frames():
+        return self.refer(self._camera.frames())
+
+    def refer(self, arrivals: Iterable[Arrival]) -> Iterator[Arrival]:
+        """Arrivals with their references: the camera's, or those that it has not given when the station ends."""
+        for arrival in arrivals:
             part_ref = self._references.take(arrival.trigger_ns)
             yield arrival if arrival.part_ref is not None else dataclasses.replace(arrival, part_ref=part_ref)
-
-    def close(self) -> None:
-        """Close the camera; may be called twice."""
-        self._camera.close()

@@ -7,32 +7,22 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 
 from edge import StationError
-from edge.camera import Camera
+from edge.camera import Camera, Wrapped
 from edge.clock import SLICE_S, Clock
 from edge.presence import Presence
 from edge.trigger import Trigger
 from edge.verdict import Arrival, Frame, Missing
 
 
-class PresenceCamera:
+class PresenceCamera(Wrapped):
     """Looks for parts in frames that wait until they are asked for, as a replay's do."""
 
     def __init__(self, camera: Camera, presence: Presence, clock: Clock, beat: Callable[[], None] = lambda: None) -> None:
         """Join them; the camera is closed with this. `beat` is called at each frame; what it raises ends the run."""
-        self._camera = camera
+        super().__init__(camera)
         self._presence = presence
         self._clock = clock
         self._beat = beat
-
-    @property
-    def healthy(self) -> bool:
-        """Of the camera."""
-        return self._camera.healthy
-
-    @property
-    def status(self) -> str:
-        """Of the camera."""
-        return self._camera.status
 
     def frames(self) -> Iterator[Arrival]:
         """One arrival for each part. Raises StationError: the camera is lost, or parts cannot be told apart any more."""
@@ -47,17 +37,13 @@ class PresenceCamera:
             raise
         yield from self._last()
 
-    def close(self) -> None:
-        """Close the camera; may be called twice."""
-        self._camera.close()
-
     def _last(self) -> Iterator[Missing]:
         left = self._presence.end(self._clock.now_ns())
         if left is not None:
             yield left
 
 
-class AheadCamera:
+class AheadCamera(Wrapped):
     """Takes the parts of another camera in a thread of its own, so that none is overlooked while another one is judged.
 
     Attributes:
@@ -74,7 +60,7 @@ class AheadCamera:
             beat: called again and again while the deciding loop waits for a part; what it raises ends the wait.
             waiting: pictures that may wait to be judged.
         """
-        self._camera = open_camera(self._stop_or_go)
+        super().__init__(open_camera(self._stop_or_go))
         self._beat = beat
         self._limit = waiting
         self.counts: Counter[str] = Counter()
@@ -85,16 +71,6 @@ class AheadCamera:
         self._failure: StationError | None = None
         self._thread = threading.Thread(target=self._work, name="presence", daemon=True)
         self._thread.start()
-
-    @property
-    def healthy(self) -> bool:
-        """Of the camera."""
-        return self._camera.healthy
-
-    @property
-    def status(self) -> str:
-        """Of the camera."""
-        return self._camera.status
 
     def frames(self) -> Iterator[Arrival]:
         """The parts, in order. Raises StationError: the camera is lost; all parts before that had their arrival."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from edge import StationError
-from edge.camera import Camera
+from edge.camera import Camera, Wrapped
 from edge.clock import SLICE_S, Clock
 from edge.verdict import Arrival, Frame, Missing
 
@@ -281,7 +281,7 @@ class TimerTriggers:
         return self._begun_ns + part * self._period_ns
 
 
-class TriggeredCamera:
+class TriggeredCamera(Wrapped):
     """A camera whose parts are those of triggers: one arrival for each, whatever becomes of the camera.
 
     A live camera gives each part the first frame that was captured after its trigger; where that frame came after the next
@@ -290,20 +290,10 @@ class TriggeredCamera:
 
     def __init__(self, camera: Camera, triggers: Triggers, *, replayed: bool = False) -> None:
         """Join the two; the camera is closed with this, the triggers are closed when there are no more frames."""
-        self._camera = camera
+        super().__init__(camera)
         self._triggers = triggers
         self._replayed = replayed
         self._hand: Trigger | None = None  # taken, and no arrival given yet
-
-    @property
-    def healthy(self) -> bool:
-        """Of the camera."""
-        return self._camera.healthy
-
-    @property
-    def status(self) -> str:
-        """Of the camera."""
-        return self._camera.status
 
     @property
     def waiting(self) -> int:
@@ -330,10 +320,6 @@ class TriggeredCamera:
             trigger = self._triggers.next(0)
             if trigger is not None:
                 yield self._missing(trigger, "trigger", trigger.fault or reason)
-
-    def close(self) -> None:
-        """Close the camera; may be called twice."""
-        self._camera.close()
 
     def _watch(self, arrivals: Iterator[Arrival]) -> Iterator[Arrival]:
         held: Arrival | None = None  # the next part's as well, if that triggered before it

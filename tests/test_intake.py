@@ -13,18 +13,20 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from edge.__main__ import main
+from edge.camera import FolderCamera
+from edge.clock import SystemClock
 from edge.config import load_config, load_recipes
 from edge.intake import Intake, looks_aside
 from edge.rejector import DryRunRejector
 from edge.run import open_camera, run_station
-from edge.verdict import Frame, Verdict
+from edge.verdict import Arrival, Frame, Verdict
 from engines.images import Image
 from tests.fakes import flat, journal_rows, write_pictures, write_station
 
@@ -253,6 +255,43 @@ def test_a_scanners_labels_go_to_the_parts_that_follow(config: Path) -> None:
         os.dup2(saved, 0)
         for descriptor in (saved, stdin_theirs, stdin_ours, ours, theirs):
             os.close(descriptor)
+
+
+def test_parts_that_software_triggered_keep_their_reference_when_the_station_ends_before_their_turn(config: Path) -> None:
+    add(config, "trigger: {kind: software}", "part_ref: {kind: http}", "control: {address: '127.0.0.1:0'}")
+    loaded = load_config(config)
+    intake = Intake(loaded, open_camera(loaded), DryRunRejector(), lambda: None, lambda name, details: None)
+    assert intake.set_part_ref is not None
+    assert intake.trigger is not None
+    intake.set_part_ref("LOT-7")
+    assert (intake.trigger(None), intake.trigger("own")) == (1, 2)
+    assert [(left.part, left.part_ref) for left in intake.rest("told to end")] == [(1, "LOT-7"), (2, "own")]
+    intake.close()
+
+
+def test_parts_in_view_keep_their_reference_when_the_station_ends_before_their_turn(config: Path) -> None:
+    folder = config.parent
+    write_pictures(folder / "parts", belt(*[None] * 12))
+    add(config, "trigger: {kind: presence, empty: empty.npz}", "part_ref: {kind: http}", "control: {address: '127.0.0.1:0'}")
+    assert main(["empty", "--config", str(config), "--out", str(folder / "empty.npz")]) == 0
+    write_pictures(folder / "parts", belt(None, 0, 20, 40, None, 20, None))
+    config.write_text(config.read_text().replace("path: parts", "path: parts\n  fps: 500"))
+    begin = threading.Event()
+
+    class Later(FolderCamera):
+        def frames(self) -> Iterator[Arrival]:
+            assert begin.wait(20)
+            yield from super().frames()
+
+    camera = Later(folder / "parts", SystemClock())
+    intake = Intake(load_config(config), camera, DryRunRejector(), lambda: None, lambda name, details: None)
+    assert intake.set_part_ref is not None
+    intake.set_part_ref("LOT-7")
+    begin.set()
+    while intake.waiting() < 2:
+        threading.Event().wait(0.001)
+    assert [(left.part, left.part_ref) for left in intake.rest("told to end")] == [(1, "LOT-7"), (2, "LOT-7")]
+    intake.close()
 
 
 def test_the_line_hears_of_parts_that_wait_for_their_turn(config: Path) -> None:
