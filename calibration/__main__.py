@@ -17,6 +17,7 @@ from calibration.scores import Scored, read_scores, split
 from calibration.threshold import check_enough
 from calibration.threshold_door import add_wishes, show_comparison, wishes_of
 from engines import EngineError, console
+from engines.atomic import check_place
 from engines.bundle import load_bundle
 from engines.inspector import Inspector
 from engines.options import add_running, open_inspector
@@ -63,6 +64,7 @@ def _fit(arguments: argparse.Namespace) -> int:
     out: Path = arguments.out
     if out.is_dir():
         raise EngineError(f"{out}: a folder, expected the path of the record to write, such as line-3.json")
+    check_place(out)
     wishes = wishes_of(arguments)
     bundle = load_bundle(arguments.bundle)
     good = [] if arguments.images is None else find_images(arguments.images, arguments.groups)

@@ -37,6 +37,7 @@ from engines.bundle import (
     ImageRecord,
     ProvisionalThreshold,
     Variant,
+    check_replaceable,
     write_bundle,
 )
 from engines.extractors import make_extractor
@@ -214,6 +215,18 @@ def compare(
     return Comparison(sides[0], sides[1], rate, plan.contrast)
 
 
+def check_out(out: Path, bundle: Bundle) -> None:
+    """Refuse a folder that the extended bundle cannot be written to.
+
+    Raises:
+        CalibrationError: the old bundle's own.
+        EngineError: as `check_replaceable`.
+    """
+    if out.resolve() == bundle.path.resolve():
+        raise CalibrationError(f"{out}: the bundle that is extended; give another folder, so that one can go back to this one")
+    check_replaceable(out)
+
+
 def write_extended(
     out: Path,
     adapter: Adapter,
@@ -236,12 +249,11 @@ def write_extended(
         progress: called with (rows taken, rows).
 
     Raises:
-        CalibrationError: the old bundle's own folder, or no golden image that is clear of the threshold.
+        CalibrationError: as `check_out`, or no golden image that is clear of the threshold.
         EngineError: as `write_bundle`.
     """
     bundle = adapter.inspector.bundle
-    if out.resolve() == bundle.path.resolve():
-        raise CalibrationError(f"{out}: the bundle that is extended; give another folder, so that one can go back to this one")
+    check_out(out, bundle)
     manifest = bundle.manifest
     bank = adapter.extended(progress=progress)
     rate = 1 / (len(scores) + 1)

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from calibration import CalibrationError
-from calibration.adapt import Adapter, Comparison, Side, compare, split_candidates, write_extended
+from calibration.adapt import Adapter, Comparison, Side, check_out, compare, split_candidates, write_extended
 from calibration.probes import GoodImage, Plan, score_good
 from calibration.record import load_calibration
 from engines import console
-from engines.bundle import check_replaceable, load_bundle
+from engines.bundle import load_bundle
 from engines.images import list_images
 from engines.inspector import Inspector
 
@@ -42,9 +42,9 @@ def add_adapt(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 def run(arguments: argparse.Namespace) -> int:
     """Score, guard, extend, compare, write."""
-    check_replaceable(arguments.out)
     calibration = load_calibration(arguments.calibration)
     bundle = load_bundle(arguments.bundle)
+    check_out(arguments.out, bundle)
     if calibration.bundle_digest != bundle.digest:
         raise CalibrationError(
             f"{arguments.calibration}: calibrated for bundle {calibration.bundle_digest[:12]}, {arguments.bundle} is"
@@ -77,6 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
                 progress=advance,
             )
     _say(compared, len(chosen))
+    console.say(f"the old threshold is {calibration.threshold:.6g}, {calibration.origin}")
     console.say(
         f"wrote {arguments.out} (digest {digest[:12]}) from {bundle.digest[:12]}, which stays as it is: to go back, run it"
         " again; the new one needs a calibration of its own, on images that are not in it"

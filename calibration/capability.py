@@ -95,6 +95,7 @@ class Capability(Record):
     """What one station can see with one bundle at one threshold.
 
     Attributes:
+        threshold, threshold_from: that decided, and where it comes from, in words; "" in records of before.
         contrast: grey levels that sizes are stated at.
         false_rejects: good images above the threshold.
         kinds: by name, `all kinds` first.
@@ -109,6 +110,7 @@ class Capability(Record):
     camera: str
     recipe: str
     threshold: float
+    threshold_from: str = ""
     calibration_digest: str
     bundle_digest: str
     engine_digest: str
@@ -179,6 +181,7 @@ def summarise(
         camera=calibration.camera,
         recipe=calibration.recipe,
         threshold=calibration.threshold,
+        threshold_from=calibration.origin,
         calibration_digest=calibration.digest,
         bundle_digest=calibration.bundle_digest,
         engine_digest=calibration.engine_digest,

@@ -13,7 +13,7 @@ from calibration.capability_page import render
 from calibration.probes import GoodImage, Plan, draw_probes, find_part, judged_region, score_good
 from calibration.record import load_calibration
 from engines import EngineError, console
-from engines.atomic import write_file
+from engines.atomic import check_place, write_file
 from engines.bundle import Bundle, load_bundle
 from engines.images import encode_png, list_images, read_image
 from engines.options import add_running, open_inspector
@@ -56,6 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Draw, score, fit, write, and say what was found."""
     if arguments.out.exists() and not arguments.out.is_dir():
         raise EngineError(f"{arguments.out}: a file, expected a folder for the report")
+    check_place(arguments.out / PAGE)
     sizes = None if arguments.sizes is None else (arguments.sizes[0], arguments.sizes[1])
     plan = Plan(arguments.defects, arguments.contrast, sizes, arguments.seed)
     calibration = load_calibration(arguments.calibration)
@@ -82,17 +83,17 @@ def run(arguments: argparse.Namespace) -> int:
             capability = summarise(inspector, calibration, images, part, probes, plan, advance)
     mm = bundle.manifest.input.mm_per_pixel
     _write(arguments.out, bundle, images, capability, mm)
-    _say(capability, mm)
+    _say(capability, calibration.shown, mm)
     console.say(f"judged at threshold {calibration.threshold:.6g}, {calibration.origin}")
     console.say(f"wrote {arguments.out / PAGE}, {MAP} and {RECORD}")
     return console.DONE
 
 
-def _say(capability: Capability, mm_per_pixel: float | None) -> None:
+def _say(capability: Capability, shown: str, mm_per_pixel: float | None) -> None:
     columns = ("found", "a50", "a90", "a90/95")
     for first, rows in (("kind", capability.kinds), ("region", capability.regions)):
         console.table(
-            f"size in px at a contrast of {capability.contrast:g} grey levels",
+            f"size in px at a contrast of {capability.contrast:g} grey levels, threshold {shown}",
             (first, *columns),
             [
                 (

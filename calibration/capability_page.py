@@ -57,7 +57,7 @@ def render(capability: Capability, map_png: bytes, mm_per_pixel: float | None) -
         f"<title>{_text(title)}</title>",
         f"<style>{_STYLE}</style><h1>{_text(title)}</h1>",
         f"<p class=soft>recipe {_text(capability.recipe)}, camera {_text(capability.camera)}, {_text(capability.when)},"
-        f" threshold {capability.threshold:.6g}</p>",
+        f" threshold {capability.threshold:.6g}, {_text(capability.threshold_from)}</p>",
         f"<p class=lead>At a step of {capability.contrast:g} grey levels across the outline this station"
         f" {_text(in_words(ALL, capability.kinds[ALL], mm_per_pixel))}.</p>",
         f"<p>Of {count} good images it rejects {rejected} ({rejected / count:.1%}) at the same threshold.</p>",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from calibration import CalibrationError
+from calibration.record import Calibration, show_threshold
 from engines import InspectionError
 from engines.bundle import Record
 from engines.images import Image, list_images, pixel_digest, read_image
@@ -56,6 +57,7 @@ class Result(Record):
     Attributes:
         challenge: SHA-256 (hex) over the names, truths and pixels that were shown.
         bundle_digest, backend, precision, engine_digest, threshold: what was challenged.
+        threshold_method: how the threshold came about, `manual` where a person set it.
         parts: in the order shown.
     """
 
@@ -65,6 +67,7 @@ class Result(Record):
     precision: str
     engine_digest: str
     threshold: float
+    threshold_method: str
     when: str
     who: str
     parts: tuple[Shown, ...]
@@ -73,6 +76,11 @@ class Result(Record):
     def wrong(self) -> tuple[Shown, ...]:
         """The parts that were decided wrongly."""
         return tuple(part for part in self.parts if not part.right)
+
+    @property
+    def shown(self) -> str:
+        """The threshold for a person, marked where one set it."""
+        return show_threshold(self.threshold, self.threshold_method)
 
     @property
     def passed(self) -> bool:
@@ -122,24 +130,27 @@ def check_challenge(parts: Sequence[ChallengePart], where: str) -> None:
 
 
 def run_challenge(
-    inspector: Inspector, threshold: float, parts: Sequence[ChallengePart], *, who: str, progress: Progress | None = None
+    inspector: Inspector,
+    calibration: Calibration,
+    parts: Sequence[ChallengePart],
+    *,
+    who: str,
+    progress: Progress | None = None,
 ) -> Result:
     """Judge every part as the station would. Whatever breaks on the way is a FAULT of that part, and fails the challenge.
 
     Args:
         inspector: as the station runs it.
-        threshold: of the calibration in force.
+        calibration: its threshold decides.
         parts: of `find_challenge`, or live ones.
         who: the person or account.
         progress: called with (parts done, parts in all).
 
     Raises:
-        CalibrationError: as `check_challenge`; a threshold that is not finite; a good part that the bundle was made with,
-            which it would pass whatever the station sees.
+        CalibrationError: as `check_challenge`; a good part that the bundle was made with, which it would pass whatever the
+            station sees.
     """
     check_challenge(parts, "challenge")
-    if not math.isfinite(threshold):
-        raise CalibrationError(f"threshold is {threshold}, expected a finite number; calibrate this station")
     learnt_from, digest, shown = inspector.bundle.learnt_from(), hashlib.sha256(), []
     for number, part in enumerate(parts, 1):
         try:
@@ -151,7 +162,7 @@ def run_challenge(
         else:
             if value is None:
                 raise CalibrationError(f"{part.name}: the bundle was made with this picture; challenge it with another part")
-            result = _judged(part, value, threshold)
+            result = _judged(part, value, calibration.threshold)
         digest.update(f"{part.name}\0{part.good}\0{pixels}\n".encode())
         shown.append(result)
         if progress is not None:
@@ -163,7 +174,8 @@ def run_challenge(
         backend=extractor.backend,
         precision=extractor.precision,
         engine_digest=extractor.engine_digest,
-        threshold=threshold,
+        threshold=calibration.threshold,
+        threshold_method=calibration.method,
         when=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         who=who,
         parts=tuple(shown),
@@ -176,7 +188,7 @@ def wrong_parts(result: Result) -> str:
         return ""
     named = [
         f"{part.name} is {'OK' if part.good else 'NG'} and was a {part.decision}"
-        f" ({part.why or f'score {part.score:.6g}, threshold {result.threshold:.6g}'})"
+        f" ({part.why or f'score {part.score:.6g}, threshold {result.shown}'})"
         for part in result.wrong[:_NAMED]
     ]
     more = f", and {len(result.wrong) - _NAMED} more" if len(result.wrong) > _NAMED else ""

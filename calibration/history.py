@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -63,6 +64,11 @@ class Entry(Record):
         """SHA-256 (hex) of the entry's fields."""
         return sha256(self.model_dump(mode="json"))
 
+    @property
+    def record(self) -> Calibration:
+        """The record that it put in force, which names it."""
+        return self.calibration.model_copy(update={"entry": self.digest})
+
 
 @dataclass(frozen=True)
 class History:
@@ -70,6 +76,14 @@ class History:
 
     entries: tuple[Entry, ...]
     faults: tuple[str, ...]
+
+    def replaced_method(self, entry: Entry) -> str | None:
+        """How the threshold that an entry replaced came about; None where the record was not of this history."""
+        return None if entry.replaced is None else self._methods.get(entry.replaced.digest)
+
+    @functools.cached_property  # each digest takes in all scores of its entry
+    def _methods(self) -> dict[str | None, str]:
+        return {entry.record.digest: entry.calibration.method for entry in self.entries}
 
 
 def history_path(record: Path) -> Path:
@@ -119,9 +133,8 @@ def write(
         )
         line = json.dumps({**entry.model_dump(mode="json"), "sha256": entry.digest}, sort_keys=True) + "\n"
         write_file(path, data + line.encode())
-        written = calibration.model_copy(update={"entry": entry.digest})
-        save_calibration(record, written)
-    return written
+        save_calibration(record, entry.record)
+    return entry.record
 
 
 def read_history(record: Path, head: str | None = None) -> History:

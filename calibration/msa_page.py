@@ -54,7 +54,7 @@ def render(analysis: Analysis, *, title: str, when: str, who: str) -> bytes:
         f" ({', '.join(study.operators)}), {study.repeats} repeats."
     )
     if study.threshold is not None:
-        facts += f" Decisions by the threshold {study.threshold:.6g}."
+        facts += f" Decisions by the threshold {study.threshold:.6g}, SET BY HAND for this study (--threshold)."
     content = [*_agreement(analysis), *_gauge(analysis)]
     page = _PAGE.substitute(title=html.escape(title), facts=html.escape(facts), content="\n".join(content))
     return page.encode()

@@ -75,6 +75,11 @@ class Calibration(Record):
         return f"{self.method} from {self.n} parts, {self.when}"
 
     @property
+    def shown(self) -> str:
+        """The threshold for a person where there is no room for its origin; one that was set by hand is marked."""
+        return show_threshold(self.threshold, self.method)
+
+    @property
     def digest(self) -> str:
         """SHA-256 (hex) of the record's fields: the one that its file ends with."""
         return sha256(self.fields())
@@ -82,6 +87,11 @@ class Calibration(Record):
     def fields(self) -> dict[str, Any]:
         """The record as it is written, in JSON's types."""
         return self.model_dump(mode="json", exclude=set(_SINCE_2) if self.schema_version == 1 else None)
+
+
+def show_threshold(threshold: float, method: str) -> str:
+    """A threshold for a person, marked where the method is that a person set it."""
+    return f"{threshold:.6g}{' SET BY HAND' if method == MANUAL else ''}"
 
 
 def save_calibration(path: Path | str, calibration: Calibration) -> None:

@@ -7,14 +7,14 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from calibration import CalibrationError
 from calibration.fit import set_by_hand
 from calibration.history import Entry, History, history_path, newest_parts, read_history, write
-from calibration.record import Calibration, load_calibration
+from calibration.record import MANUAL, Calibration, load_calibration, show_threshold
 from engines import console
 from engines.atomic import write_file
 
@@ -25,6 +25,7 @@ _CSV = (
     "why",
     "method",
     "old_threshold",
+    "old_method",
     "threshold",
     "false_reject",
     "false_reject_low",
@@ -44,6 +45,7 @@ _CSV = (
     "engine_digest",
     "sha256",
 )
+_METHODS = {"threshold": "method", "old_threshold": "old_method"}
 
 
 def add_commands(commands: Any, account: Callable[[], str]) -> None:
@@ -108,7 +110,7 @@ def _say_rates(calibration: Calibration) -> None:
 def _history(arguments: argparse.Namespace) -> int:
     found = read_history(arguments.record, arguments.head)
     for entry in found.entries:
-        console.say(_line(entry))
+        console.say(_line(found, entry))
     for fault in found.faults:
         console.warn(fault)
     if found.faults:
@@ -118,10 +120,11 @@ def _history(arguments: argparse.Namespace) -> int:
     return console.DONE
 
 
-def _line(entry: Entry) -> str:
+def _line(found: History, entry: Entry) -> str:
     """One entry as a line for a person, a manual one marked."""
     new, old = entry.calibration, entry.replaced
     before = "none" if old is None else "unreadable" if old.threshold is None else f"{old.threshold:.6g}"
+    before += " (MANUAL)" if found.replaced_method(entry) == MANUAL else ""
     method = "MANUAL" if new.manual else new.method
     rejected = f", good parts rejected {new.false_reject}" if new.false_reject is not None else ""
     why = f"; {new.why}" if new.why else ""
@@ -137,8 +140,8 @@ def _diff(arguments: argparse.Namespace) -> int:
         if not 1 <= number <= len(found.entries):
             raise CalibrationError(f"no entry {number} in {history_path(arguments.record)}, which has {len(found.entries)}")
     one, other = (found.entries[number - 1] for number in numbers)
-    before, after = _flat(one), _flat(other)
-    rows = [(name, _cell(before[name]), _cell(after[name])) for name in _CSV[1:] if before[name] != after[name]]
+    before, after = _flat(found, one), _flat(found, other)
+    rows = [(name, _cell(before, name), _cell(after, name)) for name in _CSV[1:] if before[name] != after[name]]
     console.table("what differs", ("", f"entry {numbers[0]}", f"entry {numbers[1]}"), rows)
     old, new = ({(part.pixels or part.name, part.score) for part in entry.parts} for entry in (one, other))
     console.say(
@@ -155,7 +158,7 @@ def _export(arguments: argparse.Namespace) -> int:
         text = io.StringIO()
         writer = csv.DictWriter(text, _CSV)
         writer.writeheader()
-        writer.writerows(_flat(entry) for entry in found.entries)
+        writer.writerows(_flat(found, entry) for entry in found.entries)
         write_file(arguments.csv, text.getvalue().encode())
         console.say(f"wrote {arguments.csv}, {len(found.entries)} entries")
     if arguments.json is not None:
@@ -173,7 +176,7 @@ def _readable(record: Path) -> History:
     return found
 
 
-def _flat(entry: Entry) -> dict[str, object]:
+def _flat(found: History, entry: Entry) -> dict[str, object]:
     """One entry as a line of `_CSV`; None is an empty cell."""
     fields = entry.calibration.fields()
     rates: dict[str, object] = {}
@@ -185,13 +188,16 @@ def _flat(entry: Entry) -> dict[str, object]:
         **rates,
         "entry": entry.number,
         "old_threshold": entry.replaced.threshold if entry.replaced is not None else None,
+        "old_method": found.replaced_method(entry),
         "images": len(entry.parts),
         "sha256": entry.digest,
     }
 
 
-def _cell(value: object) -> str:
+def _cell(flat: Mapping[str, object], name: str) -> str:
+    """A value of `_flat` for a person; a threshold that was set by hand is marked, whatever else differs."""
+    value = flat[name]
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return show_threshold(value, str(flat[_METHODS[name]])) if name in _METHODS else f"{value:.6g}"
     text = "" if value is None else str(value)
     return text[:12] if re.fullmatch("[0-9a-f]{64}", text) else text

@@ -100,6 +100,7 @@ def _reference(arguments: argparse.Namespace, who: str) -> int:
             for channel, mean, spread, least in zip(CHANNELS, values.mean(axis=0), values.std(axis=0), tolerance, strict=True)
         ],
     )
+    console.say(f"parts pass at threshold {calibration.threshold:.6g}, {calibration.origin}")
     console.say(f"wrote {arguments.out} for calibration {reference.calibration[:12]}")
     return console.DONE
 
@@ -122,7 +123,10 @@ def _drift(arguments: argparse.Namespace) -> int:
                 warned += alarm is not None
             advance(number, len(paths))
             if monitor.alarm is not None:
-                return console.NO
+                break
+    console.say(f"parts pass at threshold {calibration.threshold:.6g}, {calibration.origin}")
+    if monitor.alarm is not None:
+        return console.NO
     console.say(
         f"{passed} of {len(paths)} parts passed and were watched; {'drift was suspected' if warned else 'no drift was seen'}"
     )
@@ -136,11 +140,11 @@ def _challenge(arguments: argparse.Namespace, who: str) -> int:
     parts = find_challenge(arguments.images)
     inspector, calibration = _open(arguments)
     with inspector, console.progress("judging") as advance:
-        result = run_challenge(inspector, calibration.threshold, parts, who=who, progress=advance)
+        result = run_challenge(inspector, calibration, parts, who=who, progress=advance)
     if arguments.json is not None:
         write_file(arguments.json, (json.dumps(result.model_dump(mode="json"), indent=1) + "\n").encode())
     for part in result.wrong:
-        said = part.why or f"score {part.score:.6g}, threshold {result.threshold:.6g}"
+        said = part.why or f"score {part.score:.6g}, threshold {result.shown}"
         console.say(f"wrong: {part.name} is {'OK' if part.good else 'NG'} and was decided {part.decision}: {said}")
     console.say(
         f"{'passed' if result.passed else 'FAILED'}: {result}; {result.when}, {result.who}, challenge {result.challenge[:12]}"
@@ -156,6 +160,8 @@ def _msa(arguments: argparse.Namespace, who: str) -> int:
     when = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     write_file(arguments.out, render(analysis, title=arguments.title, when=when, who=who))
     grades = _show(analysis)
+    if analysis.study.threshold is not None:
+        console.say(f"decided by threshold {analysis.study.threshold:.6g}, SET BY HAND for this study (--threshold)")
     console.say(f"wrote {arguments.out}")
     return console.NO if "unacceptable" in grades else console.DONE
 

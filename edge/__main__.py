@@ -314,7 +314,11 @@ def _audit(arguments: argparse.Namespace) -> int:
     report = audit(arguments.journal, heads, [] if arguments.head is None else [arguments.head])
     for run in report.runs.values():
         counts = ", ".join(f"{run.outcomes[outcome.value]} {outcome.value}" for outcome in Outcome)
-        console.say(f"run {run.name}: {counts}{f', {run.missing} without a row' if run.missing > 0 else ''}; {run.ended}")
+        missing = f", {run.missing} without a row" if run.missing > 0 else ""
+        by_hand = f"; {run.by_hand} by a threshold SET BY HAND" if run.by_hand > 0 else ""
+        console.say(f"run {run.name}: {counts}{missing}{by_hand}; {run.ended}")
+    for by_hand in report.set_by_hand:
+        console.say(f"by hand: {by_hand}")
     for gap in report.gaps:
         console.say(f"gap: {gap}")
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(report.kinds.items()))

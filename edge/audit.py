@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from calibration.record import MANUAL, show_threshold
 from edge import StationError
 from edge.chain import EVENT, EVIDENCE, GENESIS, PART, PART_KEYS, ChainError, Head, Row, open_for_reading, walk
 from edge.truth import labels_path, read_label_rows
@@ -32,22 +33,26 @@ class Run:
         ended: how.
         outcomes: parts by outcome; a row that replaces another of its part counts alone.
         missing: parts before its last one that have no row.
+        by_hand: parts that were decided by a threshold that a person had set.
     """
 
     name: str
     ended: str = "not stopped"
     outcomes: Counter[str] = field(default_factory=Counter)
     missing: int = 0
-    _last: tuple[int, str] = (0, "")
+    by_hand: int = 0
+    _last: tuple[int, str, bool] = (0, "", False)
 
-    def add(self, part: int, outcome: str) -> None:
+    def add(self, part: int, outcome: str, by_hand: bool) -> None:
         """Count one part."""
-        last, replaced = self._last
+        last, replaced, was_by_hand = self._last
         if part == last:
             self.outcomes[replaced] -= 1
+            self.by_hand -= was_by_hand
         self.missing += max(0, part - last - 1)
         self.outcomes[outcome] += 1
-        self._last = (max(part, last), outcome)
+        self.by_hand += by_hand
+        self._last = (max(part, last), outcome, by_hand)
 
 
 @dataclass
@@ -59,6 +64,7 @@ class Report:
         kinds: of rows, by kind.
         runs: by name, in order.
         gaps: what the station noted about parts that it could not record, and runs that were interrupted; one line each.
+        set_by_hand: where a threshold came in force that a person had set, who set it and why; one line each.
         labels: the newest label's row.
         noted: hashes of labels that the journal holds, by their rows.
         broken: the first bad row and how it is bad, or which head is not in the chain; None where all is whole.
@@ -68,6 +74,7 @@ class Report:
     kinds: Counter[str] = field(default_factory=Counter)
     runs: dict[str, Run] = field(default_factory=dict)
     gaps: list[str] = field(default_factory=list)
+    set_by_hand: list[str] = field(default_factory=list)
     head: Head = Head(0, GENESIS)  # noqa: RUF009
     labels: Head = Head(0, GENESIS)  # noqa: RUF009
     noted: dict[int, str] = field(default_factory=dict)
@@ -88,6 +95,7 @@ def audit(path: Path, heads: Sequence[Head] = (), digests: Sequence[str] = ()) -
     report = Report()
     wanted = {head.row: head for head in heads if head.row > 0}
     unseen = set(digests)
+    methods = _Methods()
     conflict = next((f"the heads give row {head.row} two hashes" for head in heads if wanted.get(head.row, head) != head), None)
     try:  # before the journal is read, so that it has the row that each is about
         labels = _Labels(path)
@@ -97,7 +105,7 @@ def audit(path: Path, heads: Sequence[Head] = (), digests: Sequence[str] = ()) -
     with contextlib.closing(open_for_reading(path)) as connection:
         try:
             for row in walk(connection):
-                _add(report, row)
+                _add(report, row, methods)
                 unseen.discard(row.hash)
                 head = wanted.pop(row.number, row.head)
                 if head != row.head and conflict is None:
@@ -157,16 +165,48 @@ class _Labels:
         return None
 
 
-def _add(report: Report, row: Row) -> None:
+class _Methods:
+    """How the threshold came about that a part was decided by. Rows of before do not say it, but the events of their run do."""
+
+    def __init__(self) -> None:
+        self._of_run: dict[object, str] = {}
+
+    def see(self, content: Mapping[str, object]) -> None:
+        """Take in an event."""
+        record = _record(content)
+        if record is not None:
+            self._of_run[content["run"]] = str(record.get("method"))
+
+    def of(self, content: Mapping[str, object]) -> str:
+        """Of a part's row; "" where there was none."""
+        if content.get("threshold") is None:
+            return ""
+        return str(content.get("threshold_method", self._of_run.get(content["run"], "")))
+
+
+def _record(event: Mapping[str, object]) -> Mapping[str, object] | None:
+    """The calibration that came in force with an event, a start or a change of recipe; None for others."""
+    details = event["details"]
+    found = details.get("calibration") if isinstance(details, dict) else None
+    return found if isinstance(found, dict) else None
+
+
+def _add(report: Report, row: Row, methods: _Methods) -> None:
     content = json.loads(row.body)
     report.rows += 1
     report.head = row.head
     report.kinds[row.kind] += 1
     run = report.runs.setdefault(content["run"], Run(content["run"]))
     if row.kind == PART:
-        run.add(content["part"], content["outcome"])
+        run.add(content["part"], content["outcome"], methods.of(content) == MANUAL)
     elif row.kind == EVENT:
         details = content["details"]
+        methods.see(content)
+        record = _record(content)
+        if record is not None and record.get("method") == MANUAL:
+            threshold, who = record.get("threshold"), f"by {record.get('who')}, {record.get('when')}: {record.get('why')}"
+            shown = show_threshold(threshold, MANUAL) if isinstance(threshold, float) else f"{threshold}"
+            report.set_by_hand.append(f"row {row.number}: run {content['run']}, threshold {shown} {who}")
         labels = details.get("labels")
         if content["event"] == "started" and isinstance(labels, dict) and labels.keys() == {"row", "hash"}:
             report.noted[labels["row"]] = labels["hash"]
@@ -200,7 +240,12 @@ def export_csv(path: Path, out: Path) -> int:
             try:
                 writer = csv.DictWriter(file, ("row", *PART_KEYS, *TRUTH_COLUMNS))
                 writer.writeheader()
-                for row, content in _rows(path, PART):
+                methods = _Methods()
+                for row, content in _rows(path, PART, EVENT):
+                    if row.kind == EVENT:
+                        methods.see(content)
+                        continue
+                    content["threshold_method"] = methods.of(content)
                     truth = dict(zip(TRUTH_COLUMNS, truths.get(row.number, ()), strict=False))
                     writer.writerow({"row": row.number} | {key: content.get(key) for key in PART_KEYS} | truth)
                     count += 1
@@ -273,9 +318,9 @@ def export_images(path: Path, evidence: Path, out: Path) -> Copied:
     return found
 
 
-def _rows(path: Path, kind: str) -> Iterator[tuple[Row, dict[str, object]]]:
-    """Rows of one kind up to the first bad one."""
+def _rows(path: Path, *kinds: str) -> Iterator[tuple[Row, dict[str, object]]]:
+    """Rows of some kinds up to the first bad one."""
     with contextlib.closing(open_for_reading(path)) as connection, contextlib.suppress(ChainError):
         for row in walk(connection):
-            if row.kind == kind:
+            if row.kind in kinds:
                 yield row, json.loads(row.body)

@@ -259,14 +259,14 @@ class _Session:
             console.say(line)
         console.say(against(self._old, calibration, counted))
         console.say(caught(self._bad, proposal.threshold))
-        self._say_challenge(proposal.threshold)
+        self._say_challenge(calibration)
 
-    def _say_challenge(self, threshold: float) -> None:
+    def _say_challenge(self, calibration: Calibration) -> None:
         challenge = self._config.challenge
         if challenge is None or challenge.path is None:
             return
         try:
-            result = run_challenge(self._inspector, threshold, find_challenge(challenge.path), who=self._who)
+            result = run_challenge(self._inspector, calibration, find_challenge(challenge.path), who=self._who)
             wrong = wrong_parts(result)
         except InspectionError as error:
             wrong = str(error)
@@ -327,9 +327,14 @@ def _gather(config: StationConfig, gathering: Gathering, count: int, old: Calibr
             _tell(found, count)
             if console.err.is_terminal:
                 scores = [part.score for part in gathering.parts]
-                draw([f"{len(scores)} of {count} good parts", *histogram(scores, None if old is None else old.threshold)])
+                draw([f"{len(scores)} of {count} good parts", *_histogram(scores, old)])
             if len(gathering.parts) == count:
                 return
+
+
+def _histogram(scores: Sequence[float], old: Calibration | None) -> list[str]:
+    """With the threshold in force."""
+    return histogram(scores) if old is None else histogram(scores, old.threshold, " SET BY HAND" if old.manual else "")
 
 
 def _unnoted(_name: str, _details: object) -> None:

@@ -13,7 +13,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +23,7 @@ SCHEMA: Final = 1
 GENESIS: Final = "0" * 64  # stands for the row before the first
 PART, EVENT, EVIDENCE, LABEL = "part", "event", "evidence", "label"
 _CONTEXT = ("recipe", "bundle", "backend", "precision", "engine", "calibration")
-_DECIDED = ("outcome", "score", "threshold", "reason", "latency_ms")
+_DECIDED = ("outcome", "score", "threshold", "threshold_method", "reason", "latency_ms")
 _TIMES = ("recorded", "triggered", "trigger_ns", "capture_ms")
 PART_KEYS = ("run", "part", *_DECIDED, *_TIMES, "source", *_CONTEXT, "part_ref")
 LABEL_KEYS = ("run", "part", "recorded", "truth", "kind", "by", "note")
@@ -53,12 +53,14 @@ class Layout:
         application_id: so that another program's database is not taken for it.
         kinds: of rows that it may have.
         objects: its tables, indices and views, by name; the views are for people and their tools.
+        former: views as earlier versions made them, by name: `renew` puts the present ones in their place.
     """
 
     what: str
     application_id: int
     kinds: frozenset[str]
     objects: Mapping[str, str]
+    former: Mapping[str, str] = field(default_factory=dict)
 
 
 JOURNAL: Final = Layout(
@@ -74,6 +76,7 @@ JOURNAL: Final = Layout(
         "events": _view("events", EVENT, ("run", "recorded", "event", "details")),
         "evidence": _view("evidence", EVIDENCE, ("run", "part", "recorded", "outcome", "path", "pixels", "why")),
     },
+    {"parts": _view("parts", PART, tuple(key for key in PART_KEYS if key != "threshold_method"))},
 )
 LABELS: Final = Layout(
     "the labels of a journal",
@@ -256,13 +259,25 @@ def create(connection: sqlite3.Connection, layout: Layout = JOURNAL) -> None:
     connection.execute(f"PRAGMA user_version = {SCHEMA}")
 
 
+def renew(connection: sqlite3.Connection, layout: Layout = JOURNAL) -> None:
+    """Bring an older file's views up to date, in one transaction; its rows stay as they are."""
+    found = set(connection.execute("SELECT name, sql FROM sqlite_master"))
+    old = [name for name, former in layout.former.items() if (name, former) in found]
+    if old:
+        connection.execute("BEGIN IMMEDIATE")
+        for name in old:
+            connection.execute(f"DROP VIEW {name}")
+            connection.execute(layout.objects[name])
+        connection.execute("COMMIT")
+
+
 def _check_objects(connection: sqlite3.Connection, layout: Layout) -> None:
     """A view that leaves rows out, or a trigger that changes them, would deceive whoever looks with another tool."""
     try:
         found = dict(connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"))
     except sqlite3.Error as error:
         raise ChainError(1, f"cannot be read ({error}): the file is damaged") from None
-    objects = layout.objects
+    objects = {**layout.objects, **{name: sql for name, sql in layout.former.items() if found.get(name) == sql}}
     differing = sorted(name for name in found.keys() | objects.keys() if found.get(name) != objects.get(name))
     if differing:
         raise ChainError(1, f"the tables around the chain were changed: {', '.join(differing)}")

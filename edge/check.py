@@ -132,7 +132,7 @@ def _check_drift(path: Path, calibration: Calibration) -> Check:
 def _check_challenge(path: Path, inspector: Inspector, calibration: Calibration) -> Check:
     """Are the labelled parts judged rightly now? A start judges them again."""
     try:
-        result = run_challenge(inspector, calibration.threshold, find_challenge(path), who="edge check")
+        result = run_challenge(inspector, calibration, find_challenge(path), who="edge check")
     except InspectionError as error:
         return Check("challenge", str(path), (str(error),))
     wrong = wrong_parts(result)

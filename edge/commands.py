@@ -111,6 +111,7 @@ def _trigger(handlers: Handlers, body: Json, query: Mapping[str, str]) -> Json:
         "outcome": verdict.outcome.value,
         "score": score,
         "threshold": verdict.threshold,
+        "threshold_method": verdict.threshold_method,
         "latency_ms": verdict.latency_ms,
         "reason": verdict.reason,
     }

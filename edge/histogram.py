@@ -10,12 +10,13 @@ _BINS = 12
 _WIDTH = 48
 
 
-def histogram(scores: Sequence[float], threshold: float | None = None) -> list[str]:
+def histogram(scores: Sequence[float], threshold: float | None = None, mark: str = "") -> list[str]:
     """A line a bin from the lowest score to the highest, the one that the threshold is in marked; none without scores.
 
     Args:
         scores: finite.
         threshold: drawn where it is; one beyond all scores gets a line of its own, above or below.
+        mark: behind it, such as that it was set by hand.
     """
     if not scores:
         return []
@@ -28,9 +29,9 @@ def histogram(scores: Sequence[float], threshold: float | None = None) -> list[s
         here = threshold is not None and not marked and low <= threshold <= high
         marked = marked or here
         lines.append(
-            f"{low:>10.4g} to {high:<10.4g} {count:5d} {bar}{f'  <- threshold {threshold:.4g}' if here else ''}".rstrip()
+            f"{low:>10.4g} to {high:<10.4g} {count:5d} {bar}{f'  <- threshold {threshold:.4g}{mark}' if here else ''}".rstrip()
         )
     if threshold is not None and not marked:
-        line = f"threshold {threshold:.4g}, {'below' if threshold < edges[0] else 'above'} all scores"
+        line = f"threshold {threshold:.4g}{mark}, {'below' if threshold < edges[0] else 'above'} all scores"
         lines = [line, *lines] if threshold < edges[0] else [*lines, line]
     return lines

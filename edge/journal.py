@@ -30,6 +30,7 @@ from edge.chain import (
     last_head,
     refuse_other_files,
     refuse_other_station,
+    renew,
 )
 from edge.clock import Clock
 from edge.verdict import Arrival, Frame, Outcome, Verdict
@@ -214,6 +215,8 @@ class SqliteJournal:
                 connection.execute("BEGIN IMMEDIATE")
                 create(connection)
                 connection.execute("COMMIT")
+            else:
+                renew(connection)
             connection.execute("PRAGMA busy_timeout = 0")  # from here on `_begin` waits, awake
             undo.pop_all()
         return connection
@@ -351,6 +354,7 @@ def _part(begun: Mapping[str, object], verdict: Verdict) -> str:
         "outcome": verdict.outcome.value,
         "score": verdict.score if verdict.score is not None and math.isfinite(verdict.score) else None,
         "threshold": verdict.threshold,
+        "threshold_method": verdict.threshold_method,
         "reason": verdict.reason,
         "latency_ms": round(verdict.latency_ms, 3),
         "stages_ms": {stage: round(took_ms, 3) for stage, took_ms in verdict.stages_ms.items()},

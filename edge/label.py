@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from calibration.record import MANUAL
 from edge import StationError
 from edge.truth import (
     NG,
@@ -150,7 +151,8 @@ def _checked(run: str, part: int, truth: str, kind: str | None, by: str | None, 
 def _print_list(left: Sequence[Judged], first: int) -> None:
     for part in left[:first]:  # no table: it would shorten a run's name, which a label needs
         line = f"{part.run}  part {part.part:6d}  {part.outcome.value:6}  score {part.score:.6g}"
-        console.say(f"{line}, {part.below:.4g} below the threshold  {part.picture or part.source}")
+        mark = " SET BY HAND" if part.threshold_method == MANUAL else ""
+        console.say(f"{line}, {part.below:.4g} below the threshold{mark}  {part.picture or part.source}")
     more = f", and {len(left) - first} more (--first {len(left)})" if len(left) > first else ""
     console.say(f"{min(first, len(left))} parts that nobody looked at{more}")
 

@@ -108,7 +108,7 @@ def _challenge(config: StationConfig, scorer: InspectorThread, calibration: Cali
 
     def judge_all(who: str) -> Result:
         parts = find_challenge(path)
-        return scorer.ask(lambda inspector: run_challenge(inspector, calibration.threshold, parts, who=who))
+        return scorer.ask(lambda inspector: run_challenge(inspector, calibration, parts, who=who))
 
     return judge_all
 

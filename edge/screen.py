@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from edge.statistics import PERCENTS
 from edge.verdict import Verdict
@@ -55,9 +56,10 @@ def draw(status: dict[str, Any], last: str) -> Table:
     outcomes = ", ".join(f"{number} {name}" for name, number in status["outcomes"].items())
     title = (
         f"{status['recipe']}: {status['state']} for {status['state_seconds']:.0f} s ({status['reason']})\n"
-        f"{status['parts']} parts, {outcomes}; {status['rate_per_minute']:.1f} a minute, {status['waiting']} waiting\n{last}"
+        f"{status['parts']} parts, {outcomes}; {status['rate_per_minute']:.1f} a minute, {status['waiting']} waiting\n"
+        f"threshold {status['threshold']:.6g}, {status['threshold_from']}\n{last}"
     )
-    table = Table(title=title, title_justify="left", title_style="none")
+    table = Table(title=Text(title), title_justify="left", title_style="none")
     for name in ("stage", *(f"p{percent} ms" for percent in PERCENTS), "p99 of the deadline"):
         table.add_column(name, justify="left" if name == "stage" else "right")
     for stage, took in (*status["stages_ms"].items(), ("trigger to verdict", status["latency_ms"])):

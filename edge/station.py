@@ -279,7 +279,8 @@ class Station:
         for arrival in self._rest(reason):
             latency_ms = (self._clock.now_ns() - arrival.trigger_ns) / 1e6
             why = arrival.reason if isinstance(arrival, Missing) else reason
-            verdict = Verdict(arrival.part, Outcome.FAULT, None, judge.threshold, latency_ms, why, arrival.source)
+            how = judge.calibration.method
+            verdict = Verdict(arrival.part, Outcome.FAULT, None, judge.threshold, latency_ms, why, arrival.source, how)
             with contextlib.suppress(Exception):  # what ended the station is raised, not what came of it
                 self._journal.announce(arrival, judge.row_fields())
             with contextlib.suppress(Exception):  # also unannounced, so that the journal knows of a gap
@@ -341,7 +342,18 @@ class Station:
             outcome, reason = Outcome.FAULT, f"{self._missed()}: verdict after {elapsed_ms:.1f} ms"
         elif outcome is Outcome.PASS and not self._may_pass(arrival):  # something went bad while the part was scored
             outcome, reason = Outcome.FAULT, self._not_ready()
-        return Verdict(arrival.part, outcome, score, judge.threshold, elapsed_ms, reason, arrival.source, stages_ms, appearance)
+        return Verdict(
+            arrival.part,
+            outcome,
+            score,
+            judge.threshold,
+            elapsed_ms,
+            reason,
+            arrival.source,
+            judge.calibration.method,
+            stages_ms,
+            appearance,
+        )
 
     def _look(self) -> None:
         """Leave the ready states where a condition went bad, and come back where all are good."""

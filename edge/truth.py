@@ -84,6 +84,7 @@ class Judged:
     Attributes:
         row: of the journal.
         score: None where there was none.
+        threshold_method: `manual` where a person set the threshold; "" where the row does not say.
         engine: digests and names of what gave the score: bundle, backend, precision, engine.
         picture: of the evidence folder; None where none was kept.
     """
@@ -97,6 +98,7 @@ class Judged:
     recorded: str
     source: str
     engine: tuple[str, str, str, str]
+    threshold_method: str = ""
     picture: str | None = None
 
     @property
@@ -328,6 +330,7 @@ def _judged(row: Row, content: dict[str, Any]) -> Judged:
         content["recorded"],
         str(content.get("source")),
         (str(content.get(names[0])), str(content.get(names[1])), str(content.get(names[2])), str(content.get(names[3]))),
+        str(content.get("threshold_method", "")),
     )
 
 

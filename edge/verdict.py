@@ -67,6 +67,7 @@ class Verdict:
 
     Attributes:
         score: None where there was none to compare.
+        threshold_method: how the threshold came about, as its record has it: `manual` where a person set it.
         latency_ms: from trigger to decision.
         reason: in words, for the operator.
         stages_ms: how long each stage took that was over when this was written, in their order.
@@ -80,6 +81,7 @@ class Verdict:
     latency_ms: float
     reason: str
     source: str
+    threshold_method: str = ""
     stages_ms: Mapping[str, float] = field(default_factory=dict, compare=False)
     appearance: npt.NDArray[np.float64] | None = field(default=None, compare=False, repr=False)
 

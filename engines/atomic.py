@@ -74,6 +74,16 @@ def new_folder(path: Path | str) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def check_place(path: Path | str) -> None:
+    """Refuse a path where nothing can be written, before the work whose result is to go there. Raises EngineError."""
+    path = Path(os.path.realpath(path))
+    try:
+        above = next(folder for folder in path.parents if folder.exists())
+        os.rmdir(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=above))
+    except OSError as error:
+        raise _refused(path, error) from None
+
+
 def make_folder(path: Path) -> None:
     """Make a folder and those above it that are missing, and make their names last. Raises OSError."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]

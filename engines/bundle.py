@@ -18,7 +18,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from engines import EngineError
-from engines.atomic import new_folder
+from engines.atomic import check_place, new_folder
 from engines.images import Image, decode_image, encode_png
 from engines.preprocess import Preprocessor, Roi
 
@@ -443,16 +443,17 @@ def features_file(precision: str) -> str:
 
 
 def check_replaceable(path: Path | str) -> None:
-    """Refuse a path that holds something which is not a bundle, before hours of work end there.
+    """Refuse a path that holds something which is not a bundle, or cannot be written, before hours of work end there.
 
     Raises:
-        EngineError: a file, or a folder without a manifest that is not empty.
+        EngineError: a file, a folder without a manifest that is not empty, or a place where no folder can be made.
     """
     path = Path(path)
     if path.is_dir() and not (path / MANIFEST).is_file() and any(path.iterdir()):
         raise EngineError(f"{path}: a folder that is not a bundle; expected a new path, an empty folder or an older bundle")
     if path.exists() and not path.is_dir():
         raise EngineError(f"{path}: a file; expected a new path or a folder for the bundle")
+    check_place(path)
 
 
 def load_bundle(path: Path | str) -> Bundle:

@@ -371,6 +371,7 @@ def test_what_may_be_replaced(path: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for fine in (path, tmp_path / "empty", tmp_path / "new", tmp_path / "new" / "deep"):
         check_replaceable(fine)
+    assert sorted(child.name for child in tmp_path.iterdir()) == ["bundle", "empty"]  # trying leaves nothing behind
 
 
 def test_what_may_not_be_replaced(tmp_path: Path) -> None:
@@ -381,6 +382,8 @@ def test_what_may_not_be_replaced(tmp_path: Path) -> None:
         check_replaceable(folder)
     with pytest.raises(EngineError, match="a file"):
         check_replaceable(folder / "cat.png")
+    with pytest.raises(EngineError, match=r"deep: could not be written \(Not a directory\)"):
+        check_replaceable(folder / "cat.png" / "new" / "deep")
     with pytest.raises(EngineError, match="a folder that is not a bundle"):
         write_tiny_bundle(folder)
     assert [child.name for child in folder.iterdir()] == ["cat.png"]

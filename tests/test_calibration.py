@@ -192,6 +192,16 @@ def test_the_door_refuses_a_folder_as_its_record(tmp_path: Path, capsys: pytest.
     assert "a folder, expected the path of the record" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("inspector", "good")
+def test_the_door_refuses_a_record_that_cannot_be_written_before_an_image_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("calibration.fit.read_image", lambda path: pytest.fail(f"{path} was read"))
+    (tmp_path / "file").touch()
+    assert fit(tmp_path, out="file/line-1.json") == 2
+    assert "could not be written (Not a directory)" in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("inspector")
 def test_the_door_refuses_an_empty_folder_and_a_missing_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fit(tmp_path) == 2

@@ -12,9 +12,9 @@ import pytest
 
 from calibration import CalibrationError
 from calibration.__main__ import main
-from calibration.adapt import Adapter, compare, split_candidates
+from calibration.adapt import Adapter, compare, split_candidates, write_extended
 from calibration.probes import GoodImage, Plan, score_good
-from calibration.record import save_calibration
+from calibration.record import load_calibration, save_calibration
 from engines.__main__ import main as engines_main
 from engines.bundle import Variant, load_bundle
 from engines.images import Image, encode_png
@@ -121,6 +121,8 @@ def test_the_door_writes_a_bundle_that_verifies_and_leaves_the_old_one(
     assert adapt(station) == 0
     said = capsys.readouterr().out
     assert "as it was" in said and "extended" in said and "to go back, run it again" in said
+    record = load_calibration(station / "line-2.json")
+    assert f"the old threshold is {record.threshold:.6g}, {record.origin}" in said  # by hand or not
     assert tree(station / "bundle") == old
     parent, new = load_bundle(station / "bundle"), load_bundle(station / "new")
     assert new.digest != parent.digest
@@ -192,11 +194,31 @@ def test_the_door_refuses_and_writes_nothing(
     assert not (station / "new").exists()
 
 
-def test_the_old_bundles_own_folder_is_refused(station: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = tree(station / "bundle")
-    assert adapt(station, out="bundle") == 2
-    assert "give another folder" in capsys.readouterr().err
-    assert tree(station / "bundle") == before
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        ("bundle", "give another folder"),
+        ("good", "a folder that is not a bundle"),
+        ("line-2.json", "a file; expected a new path"),
+        ("line-2.json/new/deep", "could not be written (Not a directory)"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_scored(
+    station: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, out: str, said: str
+) -> None:
+    monkeypatch.setattr("calibration.adapt_door.score_good", lambda *_: pytest.fail("an image was scored"))
+    before = tree(station / "bundle"), (station / "line-2.json").read_bytes()
+    assert adapt(station, out=out) == 2
+    assert said in capsys.readouterr().err
+    assert (tree(station / "bundle"), (station / "line-2.json").read_bytes()) == before
+
+
+def test_the_old_bundles_own_folder_is_never_written(adapter: Adapter) -> None:
+    path = adapter.inspector.bundle.path
+    before = tree(path)
+    with pytest.raises(CalibrationError, match="give another folder"):
+        write_extended(path, adapter, np.arange(12.0), accepted=(), left_out=(), station="line-2", who="Ada")
+    assert tree(path) == before
 
 
 def test_a_calibration_of_another_bundle_and_too_few_images_are_refused(

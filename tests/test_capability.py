@@ -26,7 +26,7 @@ from calibration.probes import (
     score_good,
     usual_sizes,
 )
-from calibration.record import Calibration, save_calibration
+from calibration.record import Calibration, load_calibration, save_calibration
 from calibration.saliency import Saliency
 from engines.bundle import load_bundle
 from engines.images import Image, decode_image, encode_png, read_image
@@ -281,6 +281,33 @@ def test_the_record_holds_what_it_takes_to_check_it(capability: Capability) -> N
     assert curve == pytest.approx([0.5, 0.9])
     assert len(whole.bounds) == len(LEVELS)
     assert Capability.model_validate_json(capability.model_dump_json()) == capability
+
+
+def test_a_threshold_that_was_set_by_hand_is_marked_on_the_page_in_the_record_and_the_table(
+    calibrated: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = calibrated / "line-1.json"
+    manual = load_calibration(record).model_copy(update={"method": "manual", "who": "Ada", "why": "lamp <changed>"})
+    save_calibration(record, manual)
+    assert run(calibrated) == 0
+    assert "threshold 0.05 SET BY HAND" in " ".join(capsys.readouterr().out.split())
+    page = (calibrated / "report" / PAGE).read_text()
+    assert f"threshold 0.05, SET BY HAND by Ada, {manual.when}: lamp &lt;changed&gt;" in page
+    assert json.loads((calibrated / "report" / RECORD).read_text())["threshold_from"] == manual.origin
+
+
+def test_a_record_of_before_origins_were_kept_is_read(capability: Capability) -> None:
+    document = capability.model_dump(mode="json")
+    del document["threshold_from"]
+    assert Capability.model_validate(document).threshold_from == ""
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_scored(
+    calibrated: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("calibration.capability_door.score_good", lambda *_: pytest.fail("an image was scored"))
+    assert run(calibrated, "--out", str(calibrated / "line-1.json" / "report")) == 2
+    assert "could not be written (Not a directory)" in capsys.readouterr().err
 
 
 def test_the_page_needs_nothing_beside_it_and_escapes_names(capability: Capability) -> None:

@@ -49,7 +49,7 @@ def between(inspector: Inspector) -> float:
 
 def test_a_station_that_is_right_passes(inspector: Inspector, folder: Path) -> None:
     threshold = between(inspector)
-    result = run_challenge(inspector, threshold, find_challenge(folder), who="Ada")
+    result = run_challenge(inspector, calibration_for(inspector, threshold), find_challenge(folder), who="Ada")
     assert result.passed
     assert [(part.name, part.decision) for part in result.parts] == [
         ("OK/1.png", "PASS"),
@@ -66,14 +66,14 @@ def test_a_station_that_is_right_passes(inspector: Inspector, folder: Path) -> N
     ("threshold", "wrong"), [(1e9, ["ng/1.png", "ng/2.png"]), (-1e9, ["OK/1.png", "OK/2.png", "OK/3.png"])]
 )
 def test_any_wrong_decision_fails(inspector: Inspector, folder: Path, threshold: float, wrong: list[str]) -> None:
-    result = run_challenge(inspector, threshold, find_challenge(folder), who="Ada")
+    result = run_challenge(inspector, calibration_for(inspector, threshold), find_challenge(folder), who="Ada")
     assert not result.passed
     assert [part.name for part in result.wrong] == wrong
 
 
 def test_a_score_at_the_threshold_passes_as_at_the_station(inspector: Inspector, folder: Path) -> None:
     at = inspector.score(BAD[0]).value
-    result = run_challenge(inspector, at, find_challenge(folder), who="Ada")
+    result = run_challenge(inspector, calibration_for(inspector, at), find_challenge(folder), who="Ada")
     assert "ng/1.png" in [part.name for part in result.wrong]
 
 
@@ -82,7 +82,7 @@ def test_a_fault_is_wrong_for_a_bad_part_too(
     inspector: Inspector, folder: Path, monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
     monkeypatch.setattr(inspector, "score", lambda image: Score(value, np.zeros((8, 8), np.float32)))
-    result = run_challenge(inspector, THRESHOLD, find_challenge(folder), who="Ada")
+    result = run_challenge(inspector, calibration_for(inspector, THRESHOLD), find_challenge(folder), who="Ada")
     assert len(result.wrong) == 5
     assert {part.decision for part in result.parts} == {"FAULT"}
     assert all(f"score is {value}" in part.why for part in result.parts)
@@ -90,7 +90,7 @@ def test_a_fault_is_wrong_for_a_bad_part_too(
 
 def test_a_picture_that_cannot_be_read_is_a_fault_and_the_others_are_judged(inspector: Inspector, folder: Path) -> None:
     (folder / "ng" / "2.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    result = run_challenge(inspector, between(inspector), find_challenge(folder), who="Ada")
+    result = run_challenge(inspector, calibration_for(inspector, between(inspector)), find_challenge(folder), who="Ada")
     assert [(part.name, part.decision) for part in result.wrong] == [("ng/2.png", "FAULT")]
     assert "truncated" in result.wrong[0].why
 
@@ -100,15 +100,15 @@ def test_live_parts_are_judged_as_files_are(inspector: Inspector) -> None:
         raise EngineError("camera is lost")
 
     parts = [ChallengePart("master 1", True, lambda: GOOD[0]), ChallengePart("master 2", False, lambda: BAD[0])]
-    assert run_challenge(inspector, between(inspector), parts, who="Ada").passed
+    assert run_challenge(inspector, calibration_for(inspector, between(inspector)), parts, who="Ada").passed
     broken = [parts[0], ChallengePart("master 2", False, lost)]
-    assert not run_challenge(inspector, between(inspector), broken, who="Ada").passed
+    assert not run_challenge(inspector, calibration_for(inspector, between(inspector)), broken, who="Ada").passed
 
 
 def test_the_digest_takes_in_names_truths_and_pixels(inspector: Inspector) -> None:
     def digest(*parts: tuple[str, bool, Image]) -> str:
         shown = [ChallengePart(name, good, lambda image=image: image) for name, good, image in parts]
-        return run_challenge(inspector, THRESHOLD, shown, who="Ada").challenge
+        return run_challenge(inspector, calibration_for(inspector, THRESHOLD), shown, who="Ada").challenge
 
     one = digest(("a", True, GOOD[0]), ("b", False, BAD[0]))
     assert one == digest(("a", True, GOOD[0]), ("b", False, BAD[0]))
@@ -124,21 +124,16 @@ def test_the_digest_takes_in_names_truths_and_pixels(inspector: Inspector) -> No
 def test_a_part_that_the_bundle_has_learnt_is_refused(inspector: Inspector) -> None:
     parts = [ChallengePart("a", True, lambda: IN_BANK), ChallengePart("b", False, lambda: BAD[0])]
     with pytest.raises(CalibrationError, match="a: the bundle was made with this picture"):
-        run_challenge(inspector, THRESHOLD, parts, who="Ada")
+        run_challenge(inspector, calibration_for(inspector, THRESHOLD), parts, who="Ada")
 
 
 def test_a_challenge_of_one_sort_is_refused(inspector: Inspector, folder: Path) -> None:
     with pytest.raises(CalibrationError, match="1 good and 0 bad parts"):
-        run_challenge(inspector, THRESHOLD, [ChallengePart("a", True, lambda: GOOD[0])], who="Ada")
+        run_challenge(inspector, calibration_for(inspector, THRESHOLD), [ChallengePart("a", True, lambda: GOOD[0])], who="Ada")
     for picture in (folder / "ng").iterdir():
         picture.unlink()
     with pytest.raises(CalibrationError, match="3 good and 0 bad parts, expected one or more of each"):
         find_challenge(folder)
-
-
-def test_a_threshold_that_is_none_is_refused(inspector: Inspector, folder: Path) -> None:
-    with pytest.raises(CalibrationError, match="threshold is nan"):
-        run_challenge(inspector, float("nan"), find_challenge(folder), who="Ada")
 
 
 def test_labels_from_a_file(folder: Path) -> None:
@@ -178,5 +173,11 @@ def test_the_door_ends_with_1_on_failure_and_keeps_the_result(
     assert "wrong: ng/1.png is NG and was decided PASS" in said
     assert "FAILED" in said
     assert f"judged at threshold 1e+09, {calibration_for(inspector, 1e9).origin}" in said  # by hand or not
+    save_calibration(record, calibration_for(inspector, 1e9).model_copy(update={"method": "manual", "why": "lamp changed"}))
+    assert main([*argv, "--json", str(kept)]) == 1
+    said = capsys.readouterr().out
+    assert "threshold 1e+09 SET BY HAND" in said
+    assert "judged at threshold 1e+09, SET BY HAND by test" in said
+    assert json.loads(kept.read_text())["threshold_method"] == "manual"
     assert main([*argv[:-1], str(tmp_path / "nowhere")]) == 2
     assert "no such folder" in capsys.readouterr().err

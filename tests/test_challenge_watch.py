@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from calibration.challenge import Result, Shown
+from calibration.challenge import Result, Shown, wrong_parts
 from edge.challenge import Challenge
 from edge.watch_sections import ChallengeSection
 from tests.fakes import FakeClock
@@ -28,6 +28,7 @@ def result(who: str, *decisions: str) -> Result:
         precision="fp32",
         engine_digest="e" * 64,
         threshold=1.0,
+        threshold_method="conformal",
         when="2024-01-01T00:00:00+00:00",
         who=who,
         parts=(good, *parts),
@@ -87,6 +88,11 @@ def test_nothing_passes_before_all_were_judged_rightly() -> None:
     assert (event["passed"], event["who"], event["challenge"], event["wrong"]) == (True, "Ada", "c" * 64, [])
     assert event["counts"] == "1 of 1 good parts passed, 2 of 2 bad ones were rejected, 0 faults"
     assert len(station.said) == 1
+
+
+def test_a_threshold_that_was_set_by_hand_is_marked_beside_the_parts_that_it_decided_wrongly() -> None:
+    said = wrong_parts(wrong("Ada").model_copy(update={"threshold_method": "manual"}))
+    assert "NG/1.png is NG and was a PASS (score 1.5, threshold 1 SET BY HAND)" in said
 
 
 def test_the_parts_that_were_wrong_are_named_in_one_line_and_journalled() -> None:

@@ -41,7 +41,7 @@ class Stand:
 
     def trigger(self, part_ref: str | None) -> int:
         self.call("trigger", part_ref)
-        self.verdicts.tell(Verdict(1, Outcome.REJECT, 3.5, 2.5, 12.0, "score 3.5 is above", "cam"))
+        self.verdicts.tell(Verdict(1, Outcome.REJECT, 3.5, 2.5, 12.0, "score 3.5 is above", "cam", "manual"))
         return len(self.calls)
 
     def tell(self, name: str, value: str) -> str:
@@ -136,6 +136,7 @@ def test_who_waits_gets_the_verdict(server: ControlServer) -> None:
         "outcome": "REJECT",
         "score": 3.5,
         "threshold": 2.5,
+        "threshold_method": "manual",
         "latency_ms": 12.0,
         "reason": "score 3.5 is above",
     }

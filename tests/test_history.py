@@ -191,8 +191,8 @@ def test_the_door_compares_and_exports(record: Path, tmp_path: Path, capsys: pyt
     assert main(["export", *where]) == 2
     assert main(["export", *where, "--csv", str(tmp_path / "h.csv"), "--json", str(tmp_path / "h.json")]) == 0
     csv = (tmp_path / "h.csv").read_text().splitlines()
-    assert csv[0].startswith("entry,when,who,why,method,old_threshold,threshold,")
-    assert csv[2].startswith("2,2024-01-01T00:00:00+00:00,test,reason 1,conformal,1.0,2.0,")
+    assert csv[0].startswith("entry,when,who,why,method,old_threshold,old_method,threshold,")
+    assert csv[2].startswith("2,2024-01-01T00:00:00+00:00,test,reason 1,conformal,1.0,conformal,2.0,")
     documents = json.loads((tmp_path / "h.json").read_text())
     assert [document["sha256"] for document in documents] == [entry.digest for entry in read_history(record).entries]
     rewrite([0, 2])(record)

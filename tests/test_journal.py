@@ -51,6 +51,7 @@ def verdict(part: int = 1, score: float | None = 0.5, **changes: Any) -> Verdict
     fields: dict[str, Any] = {
         "outcome": Outcome.PASS,
         "threshold": 1.25,
+        "threshold_method": "conformal",
         "latency_ms": 12.3456,
         "reason": "score 0.5 is at or below the threshold 1.25",
         "source": "good/1.png",
@@ -92,6 +93,7 @@ def test_a_verdict_is_one_row_with_everything_an_auditor_asks(path: Path) -> Non
         "outcome": "PASS",
         "score": 0.5,
         "threshold": 1.25,
+        "threshold_method": "conformal",
         "latency_ms": 12.346,
         "capture_ms": 2.0,
         "trigger_ns": 10**12 - 250_000_000,

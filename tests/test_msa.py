@@ -127,6 +127,16 @@ def test_the_door_writes_the_page_and_its_exit_code_is_aiags_word(tmp_path: Path
     assert "unacceptable" in said
 
 
+def test_a_threshold_that_was_given_for_the_study_is_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "study.csv", decisions=False)
+    mark = "threshold 2.2, SET BY HAND for this study (--threshold)"
+    assert msa(tmp_path, "--threshold", "2.2") == 0
+    assert f"decided by {mark}" in capsys.readouterr().out
+    assert f"Decisions by the {mark}" in (tmp_path / "msa.html").read_text()
+    assert msa(tmp_path) == 0
+    assert "HAND" not in capsys.readouterr().out + (tmp_path / "msa.html").read_text()
+
+
 def test_the_door_refuses_what_it_cannot_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert msa(tmp_path) == 2
     write(tmp_path / "study.csv", scores=False, reference=False)

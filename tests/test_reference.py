@@ -134,13 +134,20 @@ def test_the_doors_take_a_reference_and_see_a_lamp_fail(
     save_calibration(tmp_path / "line-1.json", calibration)
     kept = str(tmp_path / "drift.json")
     assert run(tmp_path, "reference", "good", "--out", kept) == 0
-    assert "brightness" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "brightness" in said
+    told = f"parts pass at threshold {calibration.threshold:.6g}, {calibration.origin}"  # by hand or not
+    assert told in said
     write_pictures(tmp_path / "same", [picture(seed) for seed in range(100, 130)])
     assert run(tmp_path, "drift", "same", "--reference", kept) == 0
-    assert "30 of 30 parts passed and were watched; no drift was seen" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "30 of 30 parts passed and were watched; no drift was seen" in said
+    assert told in said
     write_pictures(tmp_path / "dark", [picture(seed, 0.8) for seed in range(130, 190)])
     assert run(tmp_path, "drift", "dark", "--reference", kept) == 1
-    assert "light drifted: brightness" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "light drifted: brightness" in said
+    assert told in said
 
 
 @pytest.mark.usefixtures("good")

@@ -20,6 +20,8 @@ STATUS = {
     "outcomes": {"PASS": 2, "REJECT": 1, "FAULT": 0},
     "rate_per_minute": 12.34,
     "waiting": 1,
+    "threshold": 1.25,
+    "threshold_from": "SET BY HAND by Ada, 2024: lamp [/] changed",
     "deadline_ms": 200.0,
     "latency_ms": {"p50": 20.0, "p95": 40.0, "p99": 50.0},
     "stages_ms": {"search": {"p50": 10.0, "p95": 20.0, "p99": 30.0}, "line": {"p50": None, "p95": None, "p99": None}},
@@ -32,9 +34,10 @@ def test_the_table_has_the_state_the_counts_and_each_stages_share_of_the_deadlin
     page = io.StringIO()
     Console(file=page, width=100).print(draw(STATUS, "part 3: REJECT"))
     lines = page.getvalue().splitlines()
-    assert [line.strip() for line in lines[:3]] == [
+    assert [line.strip() for line in lines[:4]] == [
         "gasket: executing for 61 s (part 1 came)",
         "3 parts, 2 PASS, 1 REJECT, 0 FAULT; 12.3 a minute, 1 waiting",
+        "threshold 1.25, SET BY HAND by Ada, 2024: lamp [/] changed",
         "part 3: REJECT",
     ]
     rows = [[cell.strip() for cell in line.split("│")[1:6]] for line in lines if line.startswith("│")]
