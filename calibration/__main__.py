@@ -24,6 +24,7 @@ from engines.options import add_running, open_inspector
 
 _SHOWN = 3  # highest scores, and largest groups, for a person to look at
 _NAMED = 4  # pictures of a group
+_GIVE_BAD = "give pictures of some with --bad, or scores with the label bad"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,7 +73,8 @@ def _fit(arguments: argparse.Namespace) -> int:
         check_enough(len(good), wishes.rate)  # before minutes of work
     with open_inspector(bundle, arguments) as inspector:
         scored = _scored(arguments, inspector, good)
-        comparison = propose(split(scored)[0], wishes, split(scored)[1])
+        good_parts, bad_parts = split(scored)
+        comparison = propose(good_parts, wishes, bad_parts, give_bad=_GIVE_BAD)
         _show_scores(scored)
         _show_groups(scored)
         show_comparison(comparison)

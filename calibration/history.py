@@ -121,7 +121,7 @@ def write(
         data = _read(path)
         entries, faults = _chain(path, data)
         if faults:
-            raise CalibrationError(f"{faults[0]}; keep both files for whoever looks into it, and write to another --out")
+            raise CalibrationError(f"{faults[0]}; keep both files for whoever looks into it, and write to another record")
         entry = Entry(
             number=len(entries) + 1,
             previous=entries[-1].digest if entries else None,

@@ -246,7 +246,9 @@ def _root(over: Callable[[float], float], low: float, at_low: float, high: float
 
 def _check(trials: Trials) -> None:
     if len(trials) < FEWEST:
-        raise UndeterminedError(f"{len(trials)} defects, expected {FEWEST} or more; give more images or more --defects")
+        raise UndeterminedError(
+            f"{len(trials)} defects, expected {FEWEST} or more; give more images, or have more defects drawn"
+        )
     sizes = f"{trials.size_px.min():.3g} to {trials.size_px.max():.3g} px"
     if trials.found.all():
         raise UndeterminedError(f"all {len(trials)} defects of {sizes} were found: draw smaller or fainter ones")

@@ -98,13 +98,14 @@ class Comparison:
         raise CalibrationError(self.refused.get(method, f"method '{method}', expected one of: {', '.join(METHODS)}"))
 
 
-def propose(good: Parts, wishes: Wishes, bad: Parts | None = None) -> Comparison:
+def propose(good: Parts, wishes: Wishes, bad: Parts | None = None, *, give_bad: str = "give some") -> Comparison:
     """Take a threshold by every method.
 
     Args:
         good: parts that this station has seen and the bank has not.
         wishes: what the threshold should reach.
         bad: defective parts, seen by this station.
+        give_bad: how whoever asks can give some, for the reason why a method that needs them does not apply.
 
     Raises:
         CalibrationError: a wish out of range. A method that does not apply is no error here.
@@ -114,7 +115,12 @@ def propose(good: Parts, wishes: Wishes, bad: Parts | None = None) -> Comparison
     refused: dict[str, str] = {}
     for method in METHODS:
         try:
-            proposals.append(_METHODS[method](good, wishes, bad))
+            if method in _FROM_GOOD:
+                proposals.append(_FROM_GOOD[method](good, wishes, bad))
+            elif bad is None:
+                refused[method] = f"no bad parts; {give_bad}"
+            else:
+                proposals.append(_FROM_BOTH[method](good, wishes, bad))
         except CalibrationError as error:
             refused[method] = str(error)
     return Comparison(tuple(proposals), refused)
@@ -155,46 +161,39 @@ def _sigma(good: Parts, wishes: Wishes, bad: Parts | None) -> Proposal:
     return _proposal("sigma", threshold, rate, good, bad, warnings)
 
 
-def _f_beta(good: Parts, wishes: Wishes, bad: Parts | None) -> Proposal:
-    some = _needed(bad)
+def _f_beta(good: Parts, wishes: Wishes, bad: Parts) -> Proposal:
     defects = wishes.defects
     warnings = []
     if defects is None:
-        defects = some.count / (good.count + some.count)
+        defects = bad.count / (good.count + bad.count)
         warnings.append(
             f"F-beta takes {percent(defects)} of the line's parts for bad, as among these; give --defects if it is not so"
         )
-    chosen = choose(good, some, f_beta(wishes.beta, defects))
-    return _labelled("f-beta", chosen, good, some, warnings)
+    chosen = choose(good, bad, f_beta(wishes.beta, defects))
+    return _labelled("f-beta", chosen, good, bad, warnings)
 
 
-def _cost(good: Parts, wishes: Wishes, bad: Parts | None) -> Proposal:
-    some = _needed(bad)
+def _cost(good: Parts, wishes: Wishes, bad: Parts) -> Proposal:
     if wishes.escape_cost is None or wishes.overkill_cost is None or wishes.defects is None:
         raise CalibrationError("costs are not known; give --cost-escape, --cost-overkill and --defects, the share of bad parts")
-    chosen = choose(good, some, expected_cost(wishes.escape_cost, wishes.overkill_cost, wishes.defects))
-    return _labelled("cost", chosen, good, some, [])
+    chosen = choose(good, bad, expected_cost(wishes.escape_cost, wishes.overkill_cost, wishes.defects))
+    return _labelled("cost", chosen, good, bad, [])
 
 
-def _zero_escape(good: Parts, wishes: Wishes, bad: Parts | None) -> Proposal:
-    some = _needed(bad)
-    return _labelled("zero-escape", no_escape(good, some, wishes.margin), good, some, [])
+def _zero_escape(good: Parts, wishes: Wishes, bad: Parts) -> Proposal:
+    return _labelled("zero-escape", no_escape(good, bad, wishes.margin), good, bad, [])
 
 
-_METHODS: Mapping[Method, Callable[[Parts, Wishes, Parts | None], Proposal]] = {
+_FROM_GOOD: Mapping[Method, Callable[[Parts, Wishes, Parts | None], Proposal]] = {
     "conformal": _conformal,
     "pareto": _pareto,
     "sigma": _sigma,
+}
+_FROM_BOTH: Mapping[Method, Callable[[Parts, Wishes, Parts], Proposal]] = {
     "f-beta": _f_beta,
     "cost": _cost,
     "zero-escape": _zero_escape,
 }
-
-
-def _needed(bad: Parts | None) -> Parts:
-    if bad is None:
-        raise CalibrationError("no bad parts; give pictures of some with --bad, or scores with the label bad")
-    return bad
 
 
 def _labelled(method: Method, chosen: Chosen, good: Parts, bad: Parts, warnings: list[str]) -> Proposal:

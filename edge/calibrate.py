@@ -38,6 +38,7 @@ from engines.inspector import Inspector
 
 _COUNT = 200
 _SHOWN = 3  # highest scores, and groups
+_GIVE_BAD = "confirm some of the journal with `edge label --ng`, or give scores of some with --bad-csv"
 
 
 @dataclass(frozen=True)
@@ -99,12 +100,12 @@ def _calibrate(arguments: argparse.Namespace) -> int:
         faults = self_test(inspector).faults
         if faults:
             raise StationError("; ".join(faults))
-        session = _Session(arguments, config, inspector, wishes, out)
+        run = _Run(arguments, config, inspector, wishes, out)
         if arguments.from_journal:
-            session.from_journal()
+            run.from_journal()
         else:
-            session.take(excluded)
-        return session.decide()
+            run.take(excluded)
+        return run.decide()
 
 
 def _recipe(recipes: dict[str, StationConfig], name: str | None) -> StationConfig:
@@ -123,7 +124,7 @@ def _exclusion(text: str) -> tuple[str, str]:
     return what.strip(), why.strip()
 
 
-class _Session:
+class _Run:
     """What was taken, what is left out of it, and what comes of it."""
 
     def __init__(
@@ -177,7 +178,7 @@ class _Session:
             counted = self._journal_good if self._arguments.from_journal else scored(self._kept())
             everything = [*counted, *self._bad]
             good, bad = split(everything)
-            comparison = propose(good, self._wishes, bad)
+            comparison = propose(good, self._wishes, bad, give_bad=_GIVE_BAD)
             self._show_parts(counted)
             show_comparison(comparison)
             proposal = comparison.of(self._arguments.method)

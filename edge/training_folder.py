@@ -56,12 +56,12 @@ class Refused:
 
 
 class TrainingFolder:
-    """One session of collecting.
+    """One recording of good parts.
 
     A picture is kept if it is no copy or near copy of one that is there already and, among those that are, neither odd in
     size nor, from 8 pictures on, in focus or exposure. Copies are let go; the others go to the folder `set-aside` with the
     problem in their names. The first pictures of a set have no usual to be held against: `review` holds all of the
-    session's against the whole set.
+    recording's against the whole set.
 
     Attributes:
         good: the folder of the pictures: `root`, or its `train/good` or `train/ok` where there is one.
@@ -74,7 +74,7 @@ class TrainingFolder:
 
         Args:
             root: a new or empty folder, or one of good parts; nothing in it is ever overwritten.
-            about: what the session's notes begin with: station, camera, settings.
+            about: what the recording's notes begin with: station, camera, settings.
             progress: called with (pictures read, pictures in all) of those that are there already.
 
         Raises:
@@ -135,7 +135,7 @@ class TrainingFolder:
         return self._refuse(Refused(found[0].problem, found[0].detail, source, name))
 
     def review(self) -> list[Refused]:
-        """Hold each picture of the session against the whole set and set aside what is odd in it. Raises StationError."""
+        """Hold each picture of the recording against the whole set and set aside what is odd in it. Raises StationError."""
         among = list(self._looks.values())
         judged = [(picture, oddities(self._looks[picture.file], among)) for picture in self.kept]
         odd = []
@@ -153,7 +153,7 @@ class TrainingFolder:
         return odd
 
     def close(self, reason: str) -> None:
-        """Write the session's notes, `recording-TIME.json`, and let others in. Raises EngineError."""
+        """Write the recording's notes, `recording-TIME.json`, and let others in. Raises EngineError."""
         try:
             self._note(ended=_now(), reason=reason)
         finally:

@@ -56,6 +56,7 @@ class _Job(Generic[_T]):
         self.work = work
         self.done = threading.Event()
         self.result: _T | None = None
+        self.begun_s = time.monotonic()
         self.given_up_s: float | None = None
         self.error: BaseException | None = None
 
@@ -104,8 +105,14 @@ class InspectorThread:
         job = self._pending
         if job is None or job.given_up_s is None or job.done.is_set():
             return ""
-        late_s = time.monotonic() - job.given_up_s
-        return f"the backend hangs in one image, for {late_s:.0f} s after its deadline" if late_s > _HUNG_S else ""
+        now_s = time.monotonic()
+        if now_s - job.given_up_s <= _HUNG_S:
+            return ""
+        took_ms, allowed_ms = 1e3 * (now_s - job.begun_s), 1e3 * (job.given_up_s - job.begun_s)
+        return (
+            f"one image has been scored for {took_ms:.0f} ms without an end, expected were {allowed_ms:.0f} ms at most: either"
+            " the backend hangs (look at `dmesg` and the device), or other programs take the processor (look at `top`)"
+        )
 
     def score(self, image: Image, timeout_s: float) -> Score:
         """Score uint8 RGB (H, W, 3). Raises TimeoutError when late, StationError after close, or what scoring raised."""

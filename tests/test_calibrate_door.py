@@ -170,6 +170,14 @@ def test_odd_parts_are_told_and_not_left_out(config: Path, capsys: pytest.Captur
     assert load_calibration(config.parent / "line-1.json").n == PARTS + 2
 
 
+def test_a_method_that_needs_bad_parts_says_how_this_door_takes_them(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = "no bad parts; confirm some of the journal with `edge label --ng`, or give scores of some with --bad-csv"
+    assert taken(config) == 0
+    assert f"no f-beta: {told}" in " ".join(capsys.readouterr().out.split())
+    assert taken(config, "--method", "f-beta") == 2
+    assert told in " ".join(capsys.readouterr().err.split())
+
+
 def test_too_few_for_the_rate_are_refused_before_anybody_shows_one(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert calibrate(config, "--count", "18", "--yes") == 2
     assert "19" in capsys.readouterr().err

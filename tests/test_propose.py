@@ -33,7 +33,7 @@ def test_without_bad_parts_three_methods_are_left_and_the_others_say_what_they_n
     assert [proposal.method for proposal in comparison.proposals] == ["conformal", "pareto", "sigma"]
     assert set(comparison.refused) == {"f-beta", "cost", "zero-escape"}
     assert all(proposal.escape is None for proposal in comparison.proposals)
-    with pytest.raises(CalibrationError, match="no bad parts; give pictures of some with --bad"):
+    with pytest.raises(CalibrationError, match="no bad parts; give some"):
         comparison.of("cost")
     with pytest.raises(CalibrationError, match="method 'guess', expected one of: conformal"):
         comparison.of("guess")

@@ -116,7 +116,7 @@ def test_the_review_holds_the_first_pictures_against_the_whole_set(tmp_path: Pat
     assert [aside["file"] for aside in written["set_aside"]] == ["set-aside/part-000001-blurred.png"]
 
 
-def test_a_second_session_goes_on_and_knows_what_is_there(tmp_path: Path) -> None:
+def test_a_second_recording_goes_on_and_knows_what_is_there(tmp_path: Path) -> None:
     first = TrainingFolder(tmp_path, {})
     fill(first, range(10))
     first.close("end")
