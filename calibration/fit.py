@@ -15,12 +15,13 @@ from calibration import CalibrationError
 from calibration.groups import by_folder, by_likeness
 from calibration.intervals import counted
 from calibration.labelled import escape_rate
+from calibration.pictures import Fresh, finite
 from calibration.propose import Proposal, Wishes
 from calibration.record import MANUAL, Calibration
 from calibration.scores import Scored, split
 from calibration.twins import thumbnail
 from engines import EngineError
-from engines.images import list_images, pixel_digest, read_image
+from engines.images import list_images, read_image
 from engines.inspector import Inspector
 from engines.ldknn import Floats, Progress
 
@@ -61,8 +62,8 @@ def score_images(
         CalibrationError: images that cannot be read or scored (all are named), images that the bundle was made with, the
             same picture twice, or a score that is not finite.
     """
-    learnt_from = inspector.bundle.learnt_from()
-    seen = {one.pixels: one.name for one in known if one.pixels is not None}
+    known_pixels = {one.pixels: one.name for one in known if one.pixels is not None}
+    fresh = Fresh(inspector.bundle, "so its score says nothing; calibrate on other images", known_pixels)
     scored: list[Scored] = []
     thumbs: list[Floats] = []
     broken: list[str] = []
@@ -72,21 +73,12 @@ def score_images(
         except EngineError as error:
             broken.append(str(error))
             continue
-        digest = pixel_digest(image)
-        if digest in learnt_from:
-            raise CalibrationError(
-                f"{path}: the bundle was made with this picture, so its score says nothing; calibrate on other images"
-            )
-        if digest in seen:
-            raise CalibrationError(f"{path}: the same picture as {seen[digest]}; each picture may count once, remove one")
-        seen[digest] = str(path)
+        digest = fresh.take(path, image)
         try:
-            score = inspector.score(image).value
+            score = finite(inspector.score(image).value, path)
         except EngineError as error:
             broken.append(f"{path}: {error}")
             continue
-        if not np.isfinite(score):
-            raise CalibrationError(f"{path}: score is {score}, expected a finite number; check the backend")
         scored.append(Scored(name=os.path.relpath(path, root), score=score, pixels=digest, good=good))
         if grouping == "detect":
             thumbs.append(thumbnail(np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)))

@@ -19,9 +19,10 @@ from calibration import CalibrationError
 from calibration.contrast import outline_step
 from calibration.defects import KINDS, make_maker
 from calibration.maker import REB, Mask
+from calibration.pictures import Fresh, finite
 from calibration.saliency import Saliency, estimate_saliency, read_saliency
 from engines.bundle import Bundle
-from engines.images import Image, pixel_digest, read_image
+from engines.images import Image, read_image
 from engines.inspector import Inspector
 from engines.ldknn import Progress
 from engines.preprocess import Preprocessor, Roi
@@ -107,22 +108,16 @@ def score_good(inspector: Inspector, paths: Sequence[Path], progress: Progress |
     """
     if not paths:
         raise CalibrationError("no good images; expected a folder of good parts of this station")
-    learnt_from = inspector.bundle.learnt_from()
-    found: dict[str, GoodImage] = {}
+    fresh = Fresh(inspector.bundle, "so defects on it are found too easily; give other good images")
+    found = []
     for number, path in enumerate(paths, 1):
         image = read_image(path)
-        pixels = pixel_digest(image)
-        if pixels in learnt_from:
-            raise CalibrationError(
-                f"{path}: the bundle was made with this picture, so defects on it are found too easily; give other good images"
-            )
-        if pixels in found:
-            raise CalibrationError(f"{path}: the same picture as {found[pixels].path}; remove one")
+        pixels = fresh.take(path, image)
         height, width = judged_region(inspector.bundle, image).shape[:2]
-        found[pixels] = GoodImage(path, pixels, _finite(inspector.score(image).value, path), (height, width))
+        found.append(GoodImage(path, pixels, finite(inspector.score(image).value, path), (height, width)))
         if progress is not None:
             progress(number, len(paths))
-    return tuple(found.values())
+    return tuple(found)
 
 
 def find_part(bundle: Bundle, images: Sequence[GoodImage], folder: Path | None, progress: Progress | None = None) -> Saliency:
@@ -257,7 +252,7 @@ class _Canvas:
             size_px=float(defect.parameters["size_px"]),
             contrast=measured_contrast(self._preprocessor, frame, changed),
             change=float(defect.parameters["contrast"]),
-            score=_finite(score(self._number, frame), self._path),
+            score=finite(score(self._number, frame), self._path),
         )
 
 
@@ -275,9 +270,3 @@ def _spread(rng: np.random.Generator, limits: tuple[float, float], count: int) -
     """Log-uniform numbers in shuffled strata: float64 (count,)."""
     low, high = np.log(limits)
     return np.asarray(np.exp(low + (high - low) * rng.permutation((np.arange(count) + rng.random(count)) / count)))
-
-
-def _finite(value: float, path: Path) -> float:
-    if not np.isfinite(value):
-        raise CalibrationError(f"{path}: score is {value}, expected a finite number; check the backend")
-    return value

@@ -15,11 +15,12 @@ from pydantic import Field, ValidationError
 from calibration import CalibrationError
 from calibration.appearance import measure
 from calibration.drift import ALARM_PARTS, CHANNELS, FEWEST, WARNING_PARTS, Monitor
+from calibration.pictures import Fresh
 from calibration.record import Calibration
 from engines import EngineError
 from engines.atomic import write_file
 from engines.bundle import Record
-from engines.images import pixel_digest, read_image
+from engines.images import read_image
 from engines.inspector import Inspector
 from engines.ldknn import Progress
 
@@ -79,17 +80,12 @@ def take_reference(
         CalibrationError: as `make_reference`, the same picture twice, one that the bundle has learnt, or one that cannot be
             read or scored.
     """
-    learnt_from, seen = inspector.bundle.learnt_from(), dict[str, Path]()
+    fresh = Fresh(inspector.bundle, "so what it looks like says nothing; give those of the calibration")
     parts: list[tuple[str, tuple[float, ...]]] = []
     for number, path in enumerate(paths, 1):
         try:
             image = read_image(path)
-            digest = pixel_digest(image)
-            if digest in learnt_from:
-                raise CalibrationError(f"{path}: the bundle was made with this picture; give those of the calibration")
-            if digest in seen:
-                raise CalibrationError(f"{path}: the same picture as {seen[digest]}; each part may count once, remove one")
-            seen[digest] = path
+            fresh.take(path, image)
             parts.append((str(path), (inspector.score(image).value, *measure(inspector.preprocessor, image).tolist())))
         except EngineError as error:
             raise CalibrationError(f"{path}: {error}") from None

@@ -31,7 +31,7 @@ from calibration.saliency import Saliency
 from engines.bundle import load_bundle
 from engines.images import Image, decode_image, encode_png, read_image
 from engines.inspector import Inspector, Score
-from tests.fakes import conformal_record, flat, textured, write_pictures, write_tiny_bundle
+from tests.fakes import calibration_for, conformal_record, flat, textured, write_pictures, write_tiny_bundle
 
 SIZE = (64, 96)
 EVERYWHERE = Saliency(None, "everywhere", "a test")
@@ -60,21 +60,7 @@ def inspector(tmp_path: Path) -> Iterator[Inspector]:
 
 
 def calibrate(inspector: Inspector, threshold: float) -> Calibration:
-    return Calibration(
-        station="line <1>",
-        camera="left",
-        recipe="tiny",
-        threshold=threshold,
-        bundle_digest=inspector.bundle.digest,
-        backend=inspector.extractor.backend,
-        precision="fp32",
-        engine_digest=inspector.extractor.engine_digest,
-        n=8,
-        rate=0.2,
-        method="conformal",
-        when="2024-01-01T00:00:00+00:00",
-        who="Ada",
-    )
+    return calibration_for(inspector, threshold).model_copy(update={"station": "line <1>", "camera": "left"})
 
 
 def measure(inspector: Inspector, paths: list[Path], threshold: float, plan: Plan = MANY) -> Capability:
