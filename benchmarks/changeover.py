@@ -25,6 +25,7 @@ import numpy as np
 from calibration.__main__ import main as calibrate
 from edge import StationError, aravis
 from edge.camera import Camera
+from edge.camera_sections import GenicamSource, Region
 from edge.changeover import Changeover, start
 from edge.clock import SystemClock
 from edge.config import load_recipes, rejector_setup
@@ -33,7 +34,6 @@ from edge.journal import SqliteJournal
 from edge.live import LiveCamera
 from edge.recipes import Loaded, Shelf, open_recipe
 from edge.rejector import ProcessRejector
-from edge.sections import GenicamSource, Region
 from edge.station import Condition, Station
 from edge.verdict import Arrival, Frame, Outcome
 from engines import console

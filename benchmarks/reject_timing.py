@@ -23,7 +23,7 @@ import numpy as np
 from edge.lines import LineSpec
 from edge.rejector import ProcessRejector
 from edge.rejector_process import Setup
-from edge.schedule import Settings
+from edge.travel import Settings
 from engines import console
 from engines.atomic import write_file
 from engines.bench import machine

@@ -20,7 +20,7 @@ from typing import Protocol
 from edge import StationError
 from edge.lines import OUTPUTS, Edge, LineSpec
 from edge.rejector_process import Loop, Setup
-from edge.schedule import Settings
+from edge.travel import Settings
 from edge.wire import Kind, Message, send
 from engines.images import Image
 

@@ -24,7 +24,8 @@ from edge.journal import SqliteJournal
 from edge.judge import Judge
 from edge.rejector import WireRejector
 from edge.station import Condition, Station
-from edge.trigger import LineTriggers, TriggeredCamera
+from edge.trigger import LineTriggers
+from edge.triggered_camera import TriggeredCamera
 from edge.wire import Kind, Message, pair
 
 

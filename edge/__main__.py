@@ -19,6 +19,7 @@ from calibration.record import load_calibration
 from edge import StationError, calibrate, label, record
 from edge.audit import audit, export_csv, export_images
 from edge.camera import Camera
+from edge.camera_sections import BLACK, SATURATED, FolderSource, LiveSource
 from edge.check import check_station
 from edge.choosing import RecipeRefusedError, Wish, wish_for
 from edge.clock import SystemClock
@@ -32,7 +33,7 @@ from edge.presence import learn_empty
 from edge.preview import WAIT_S, genicam_devices, measure, video_devices, watch
 from edge.rejector import DryRunRejector, ProcessRejector
 from edge.run import open_camera, run_station
-from edge.sections import BLACK, SATURATED, DryRun, FolderSource, LiveSource, PresenceTrigger, StationConfig
+from edge.sections import DryRun, PresenceTrigger, StationConfig
 from edge.verdict import Missing, Outcome
 from engines import console
 from engines.atomic import write_file

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge import StationError
+from edge.camera_sections import AnySource, CameraSettings, LiveSource
 from edge.sections import (
-    AnySource,
-    CameraSettings,
     ControlSection,
     Gpio,
     HttpPartRef,
     LineTrigger,
-    LiveSource,
     PresenceTrigger,
     Recipe,
     SoftwareTrigger,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from edge.rejector import Rejector
-from edge.schedule import Settings
+from edge.travel import Settings
 from edge.trigger import Trigger
 from edge.verdict import Verdict
 

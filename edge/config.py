@@ -12,22 +12,12 @@ from pydantic_core import ErrorDetails
 
 from edge import StationError
 from edge.agreement import camera_disagreements, disagreements, place_control, source_for
+from edge.camera_sections import FolderSource
 from edge.code_lines import CODE, STROBE
 from edge.lines import OUTPUTS, LineSpec
 from edge.rejector_process import Setup
-from edge.schedule import Settings
-from edge.sections import (
-    DryRun,
-    FilePartRef,
-    FolderSource,
-    Gpio,
-    Line,
-    LinesSection,
-    PresenceTrigger,
-    Recipe,
-    Recipes,
-    StationConfig,
-)
+from edge.sections import DryRun, FilePartRef, Gpio, Line, LinesSection, PresenceTrigger, Recipe, Recipes, StationConfig
+from edge.travel import Settings
 
 
 class ConfigError(StationError):

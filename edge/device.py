@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from edge import StationError
-from edge.sections import LiveSource
+from edge.camera_sections import LiveSource
 from engines.images import Image
 
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from calibration.record import load_calibration
+from edge.camera_sections import CameraSettings, FolderSource
 from edge.config import line_specs, rejector_setup
 from edge.lines import LineSpec
-from edge.sections import CameraSettings, DryRun, FolderSource, FrameTrigger, Gpio, LineTrigger, Section, StationConfig
+from edge.sections import DryRun, FrameTrigger, Gpio, LineTrigger, Section, StationConfig
 from engines import InspectionError
 
 _WIDTH = 48

@@ -9,10 +9,10 @@ import numpy as np
 
 from edge import StationError, aravis
 from edge.aravis import AravisError
+from edge.camera_sections import CameraTrigger, GenicamSource, LiveSource, Region
 from edge.clock import Clock
 from edge.device import DeviceLostError, Grab, Setting, TornFrameError
 from edge.device_clock import DeviceClock
-from edge.sections import CameraTrigger, GenicamSource, LiveSource, Region
 from engines.images import Image
 
 _BUFFERS = 8

@@ -11,6 +11,7 @@ from edge import StationError
 from edge.agreement import parse_address
 from edge.announcing import AnnouncingRejector
 from edge.camera import Camera
+from edge.camera_sections import FolderSource
 from edge.clock import SystemClock
 from edge.commands import Handlers, Json, Verdicts
 from edge.control import ControlServer, read_token
@@ -30,7 +31,6 @@ from edge.rejector import ProcessRejector, Rejector
 from edge.scanner import SerialReferences
 from edge.sections import (
     FilePartRef,
-    FolderSource,
     HttpPartRef,
     LineTrigger,
     PresenceTrigger,
@@ -40,7 +40,8 @@ from edge.sections import (
     TimerTrigger,
 )
 from edge.text_lines import LineReader
-from edge.trigger import LineTriggers, SoftwareTriggers, TimerTriggers, TriggeredCamera, Triggers
+from edge.trigger import LineTriggers, SoftwareTriggers, TimerTriggers, Triggers
+from edge.triggered_camera import TriggeredCamera
 from edge.verdict import Arrival, Verdict
 
 

@@ -17,10 +17,10 @@ import cv2
 import numpy as np
 
 from edge import StationError
+from edge.camera_sections import LiveSource
 from edge.clock import SLICE_S, Clock
 from edge.device import Device, DeviceLostError, Grab, Setting, TornFrameError
 from edge.frame_check import FrameCheck
-from edge.sections import LiveSource
 from edge.verdict import Arrival, Frame, Missing
 from engines import InspectionError
 from engines.images import Image

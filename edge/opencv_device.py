@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edge import StationError
+from edge.camera_sections import CameraSource, CsiSource, LiveSource, Region
 from edge.clock import Clock
 from edge.device import DeviceLostError, Grab, Setting
-from edge.sections import CameraSource, CsiSource, LiveSource, Region
 from engines.images import Image
 
 _PAUSE_NS = 10_000_000  # after a read without a picture, so that a dead driver does not take a core

@@ -8,12 +8,13 @@ import math
 import time
 from pathlib import Path
 
+from edge.camera_sections import FolderSource
 from edge.clock import SystemClock
 from edge.config import load_config
 from edge.intake import make_presence
 from edge.presence_camera import PresenceCamera
 from edge.run import open_camera
-from edge.sections import FolderSource, PresenceTrigger, StationConfig
+from edge.sections import PresenceTrigger, StationConfig
 from edge.training_folder import Refused, TrainingFolder
 from edge.verdict import Missing
 from engines import EngineError, __version__, console

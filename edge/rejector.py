@@ -17,7 +17,8 @@ from typing import Protocol
 import edge
 from edge import StationError
 from edge.rejector_process import Setup
-from edge.schedule import RETIMED, Count, Settings
+from edge.schedule import Count
+from edge.travel import RETIMED, Settings
 from edge.verdict import Verdict
 from edge.wire import Flag, Kind, Message, pair, receive, send
 

@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from edge import StationError
 from edge.code_lines import CODE, CodeLines
 from edge.lines import Driver, Edge, Lines, LineSpec, open_lines
-from edge.schedule import RETIMED, Count, Schedule, Settings
+from edge.schedule import Count, Schedule
+from edge.travel import RETIMED, Settings
 from edge.wire import Flag, Kind, Message, receive, send
 
 _PRIORITY = 49  # below the kernel's interrupt threads, which have 50 and stamp the edges

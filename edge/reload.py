@@ -12,8 +12,8 @@ from edge import StationError
 from edge.check import check_evidence, check_file
 from edge.config import ConfigError, load_recipes, rejector_setup
 from edge.recipes import Loaded
-from edge.schedule import RETIMED
 from edge.sections import StationConfig
+from edge.travel import RETIMED
 from engines.bundle import bundle_digest
 
 CHANGEABLE = ("recipe", "code", "bundle", "calibration", "deadline_ms", "rejector", "evidence", "journal_heads")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from calibration.record import Calibration
 from edge.camera import Camera, FolderCamera, VideoCamera
+from edge.camera_sections import AnyLive, CsiSource, FolderSource, GenicamSource
 from edge.changeover import Changeover, InForce, start
 from edge.clock import SystemClock
 from edge.config import rejector_setup
@@ -29,18 +30,7 @@ from edge.rejector import ProcessRejector, Rejector
 from edge.reload import Reload, read_reload
 from edge.schedule import Count
 from edge.screen import Screen
-from edge.sections import (
-    AnyLive,
-    CsiSource,
-    DryRun,
-    FolderSource,
-    GenicamSource,
-    Gpio,
-    LineTrigger,
-    SoftwareTrigger,
-    StationConfig,
-    TimerTrigger,
-)
+from edge.sections import DryRun, Gpio, LineTrigger, SoftwareTrigger, StationConfig, TimerTrigger
 from edge.service import Service
 from edge.states import State, Transition
 from edge.station import Condition, Station

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from edge import StationError, aravis
+from edge.camera_sections import CameraTrigger, GenicamSource, Region
 from edge.clock import SystemClock
 from edge.genicam import GenicamDevice
-from edge.sections import CameraTrigger, GenicamSource, Region
 from engines.images import Image
 
 IN_LIBRARY = "Fake_1"

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from edge.camera_sections import LiveSource
 from edge.clock import Clock
 from edge.device import Grab, Setting
-from edge.sections import LiveSource
 from engines.images import Image
 
 Fed = Image | Exception

@@ -14,10 +14,10 @@ import pytest
 
 from edge import StationError
 from edge.camera import Camera, FolderCamera, VideoCamera
+from edge.camera_sections import CameraSource, LiveSource
 from edge.clock import SystemClock
 from edge.live import LiveCamera
 from edge.opencv_device import V4l2Device, opencv_device
-from edge.sections import CameraSource, LiveSource
 from edge.verdict import Arrival, Frame, Missing
 from engines.images import Image
 from tests.fake_aravis import gige, trigger

@@ -13,13 +13,13 @@ import pytest
 
 import edge.run as assembly
 from edge import StationError
+from edge.camera_sections import AnyLive, LiveSource, Region
 from edge.changeover import Changeover
 from edge.clock import SystemClock
 from edge.config import load_recipes
 from edge.device import DeviceLostError, Grab, Setting
 from edge.live import LiveCamera
 from edge.rejector import DryRunRejector
-from edge.sections import AnyLive, LiveSource, Region
 from edge.station import Station
 from edge.verdict import Frame, Missing
 from engines.bundle import load_bundle

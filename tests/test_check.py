@@ -20,9 +20,10 @@ from edge import StationError
 from edge import check as check_module
 from edge.__main__ import main
 from edge.camera import Camera, FolderCamera
+from edge.camera_sections import LiveSource
 from edge.check import Check, check_station
 from edge.config import load_recipes
-from edge.sections import LiveSource, StationConfig
+from edge.sections import StationConfig
 from engines.bundle import GOLDEN, MANIFEST, Variant, load_bundle, pack_npz
 from tests.fakes import FakeClock, feature_graph, flip_byte, journal_rows, write_recipes, write_station, write_tiny_bundle
 

@@ -6,21 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from edge.config import ConfigError, load_config, load_recipes, rejector_setup
-from edge.lines import LineSpec
-from edge.rejector_process import Setup
-from edge.schedule import Settings
-from edge.sections import (
+from edge.camera_sections import (
     AnyLive,
     CameraSource,
     CameraTrigger,
     CsiSource,
-    EvidenceConfig,
     FolderSource,
     GenicamSource,
     Region,
     WhiteBalance,
 )
+from edge.config import ConfigError, load_config, load_recipes, rejector_setup
+from edge.lines import LineSpec
+from edge.rejector_process import Setup
+from edge.sections import EvidenceConfig
+from edge.travel import Settings
 
 GOOD = """\
 station: line-1

@@ -11,11 +11,11 @@ import pytest
 
 from edge import StationError, aravis
 from edge.aravis import AravisError
+from edge.camera_sections import CameraTrigger, GenicamSource, Region, WhiteBalance
 from edge.clock import SystemClock
 from edge.device import DeviceLostError, Grab, TornFrameError
 from edge.genicam import GenicamDevice, to_rgb
 from edge.live import LiveCamera
-from edge.sections import CameraTrigger, GenicamSource, Region, WhiteBalance
 from edge.verdict import Arrival, Frame, Missing
 from tests.fake_aravis import IN_LIBRARY, GigE, described, description, gige, interface, trigger
 from tests.fakes import FakeClock, flat, textured

@@ -10,7 +10,8 @@ import pytest
 
 from edge.presence_camera import AheadCamera
 from edge.station import Station
-from edge.trigger import LineTriggers, SoftwareTriggers, TimerTriggers, TriggeredCamera, Triggers
+from edge.trigger import LineTriggers, SoftwareTriggers, TimerTriggers, Triggers
+from edge.triggered_camera import TriggeredCamera
 from edge.verdict import Arrival, Frame, Missing, Outcome, Verdict
 from tests.fakes import FakeClock, FakeJournal, FakeRejector, FakeScorer, flat, judge_of
 

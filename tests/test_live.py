@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from edge import StationError
+from edge.camera_sections import CameraSource, LiveSource, Region
 from edge.clock import SystemClock
 from edge.device import DeviceLostError, Setting, TornFrameError
 from edge.live import LiveCamera
 from edge.opencv_device import V4l2Device
-from edge.sections import CameraSource, LiveSource, Region
 from edge.verdict import Arrival, Frame, Missing
 from engines.images import Image
 from tests.fake_aravis import gige, trigger

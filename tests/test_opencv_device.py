@@ -15,11 +15,11 @@ import pytest
 
 from edge import StationError
 from edge.camera import Camera
+from edge.camera_sections import CameraSource, CsiSource, Region, WhiteBalance
 from edge.clock import SystemClock
 from edge.device import DeviceLostError
 from edge.live import LiveCamera
 from edge.opencv_device import CsiDevice, StreamDevice, V4l2Device, csi_pipeline, has_gstreamer, opencv_device
-from edge.sections import CameraSource, CsiSource, Region, WhiteBalance
 from edge.verdict import Frame
 from tests.fake_device import FakeCapture
 from tests.fakes import FakeClock, flat, textured

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from edge.camera_sections import CameraSource
 from edge.config import ConfigError, load_config, load_recipes, rejector_setup
 from edge.lines import LineSpec
-from edge.sections import CameraSource
 
 MANY = """\
 station: line-1

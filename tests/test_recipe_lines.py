@@ -14,7 +14,7 @@ from edge import StationError
 from edge.lines import LineSpec
 from edge.rejector import ProcessRejector
 from edge.rejector_process import Setup
-from edge.schedule import Settings
+from edge.travel import Settings
 from edge.verdict import Outcome
 from tests.test_rejector_process import LONG_S, MS, SETTINGS, levels, verdict, wait_for
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from edge import StationError
-from edge.schedule import Count, Outputs, Schedule, Settings
+from edge.schedule import Count, Outputs, Schedule
+from edge.travel import Settings
 
 MS = 10**6
 START = 1000  # ms; a station's clock does not begin at 0

@@ -20,7 +20,8 @@ from edge import StationError
 from edge.lines import LineSpec
 from edge.rejector import ProcessRejector
 from edge.rejector_process import Setup, take_over
-from edge.schedule import Count, Settings
+from edge.schedule import Count
+from edge.travel import Settings
 from edge.verdict import Outcome, Verdict
 
 MS = 10**6

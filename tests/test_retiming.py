@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge import StationError
-from edge.schedule import RETIMED, Count, Settings
+from edge.schedule import Count
+from edge.travel import RETIMED, Settings
 from tests.test_reject_schedule import MS, SETTINGS, Line
 
 

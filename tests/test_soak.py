@@ -20,7 +20,7 @@ from benchmarks.soak_station import Vision
 from edge import station as station_module
 from edge.schedule import Schedule
 from edge.station import Station
-from edge.trigger import TriggeredCamera
+from edge.triggered_camera import TriggeredCamera
 from edge.verdict import Arrival, Outcome, Verdict
 from edge.watchdog import Deadline
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import edge.camera
 from edge import StationError
 from edge.agreement import Address
+from edge.camera_sections import LiveSource
 from edge.commands import Handlers
 from edge.control import ControlServer
 from edge.intake import read_triggers
@@ -26,8 +27,8 @@ from edge.live import LiveCamera
 from edge.part_ref import QueuedReferences, ReferencedCamera, Refusals
 from edge.presence import Presence
 from edge.presence_camera import AheadCamera, PresenceCamera
-from edge.sections import LiveSource
-from edge.trigger import BacklogError, LineTriggers, SoftwareTriggers, TimerTriggers, Trigger, TriggeredCamera, Triggers
+from edge.trigger import BacklogError, LineTriggers, SoftwareTriggers, TimerTriggers, Trigger, Triggers
+from edge.triggered_camera import TriggeredCamera
 from edge.verdict import Arrival, Frame, Missing
 from tests.fake_device import FakeDevice
 from tests.fakes import FakeClock, flat
