@@ -11,7 +11,7 @@ class Hold:
         self._held = False
 
     def halt(self) -> None:
-        """From the next turn of the deciding loop on, no part passes."""
+        """From now on no part is decided to pass; the line `ready` drops with the next turn of the deciding loop."""
         self._held = True
 
     def resume(self) -> None:

@@ -332,6 +332,7 @@ class Station:
                 score = scored.value
                 appearance = scored.appearance if isinstance(scored, Seen) else None
                 outcome, reason = compare(score, judge.threshold)
+                self._look()  # what went bad since the loop last turned counts too, such as a person's hold
         except TimeoutError as error:
             outcome, reason = Outcome.FAULT, f"{self._missed()}: {error}"
         except Exception as error:  # any failure of scoring is a FAULT, never a pass

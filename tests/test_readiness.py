@@ -103,6 +103,20 @@ def test_a_run_from_start_to_end_and_each_change_is_journalled_with_its_reason()
     assert world.rejector.ready == [False, True]  # parts in flight may still pass
 
 
+def test_what_goes_bad_while_a_part_is_scored_rejects_it_though_the_loop_did_not_turn_since() -> None:
+    world = World()
+
+    class Quick(FakeScorer):
+        def score(self, image: Image, timeout_s: float) -> Score:
+            world.spoil("somebody holds it")
+            return score_of(1.0)
+
+    world.station.change(judge_of(Quick(world.clock, []), 2.5))
+    assert world.run(world.part(1), lambda: world.spoil(""), world.part(2)) == [(1, Outcome.FAULT), (2, Outcome.FAULT)]
+    assert "disk: somebody holds it" in world.verdicts[0].reason
+    assert world.rejector.ready[-1] is False
+
+
 def test_a_camera_that_is_lost_leaves_ready_once_and_comes_back_by_itself() -> None:
     world = World(Scoring(), Scoring())
     found = world.run(
