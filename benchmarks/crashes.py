@@ -3,8 +3,9 @@
 `python -m benchmarks.crashes --points 200` starts a writer on one journal again and again, kills it with SIGKILL at a random
 time, and checks the journal each time: it opens, its chain is whole, every part that was acted on has its row, no row is
 there twice, and at most one part, the one in flight, has no verdict of its own and is recorded as FAULT by the next start.
-Then the same number of kills for each of `benchmarks.writers`, each in a folder of its own: evidence, labels, a calibration
-that is written again and again, a bundle that is replaced, pictures that are recorded. It ends with 1 if anything is wrong.
+Then the same number of kills for each of `benchmarks.writers`, each in a folder of its own: the journal with its heads,
+evidence, labels, a calibration that is written again and again, a bundle that is replaced, pictures that are recorded, a recipe
+that is changed to and fro. It ends with 1 if anything is wrong.
 
 SIGKILL leaves the operating system running; `benchmarks.power_loss` cuts the power, on a model of the disk.
 """
@@ -18,7 +19,6 @@ import random
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -38,20 +38,15 @@ _LONGEST_S = 0.15
 _WRITER = """
 import os, sys
 from pathlib import Path
-from benchmarks.writers import JUDGED_WITH
+from benchmarks.writers import rounds
+from benchmarks.writers_journal import judge
 from edge.clock import SystemClock
 from edge.journal import SqliteJournal
-from edge.verdict import Missing, Outcome, Verdict
-clock, part = SystemClock(), 0
 os.write(1, b".")
-journal = SqliteJournal(Path(sys.argv[1]), sys.argv[2], clock)
+journal = SqliteJournal(Path(sys.argv[1]), sys.argv[2], SystemClock())
 journal.event("started", {})
-while True:
-    part += 1
-    os.write(1, b"+")
-    journal.announce(Missing(part, clock.now_ns(), "part.png", "no picture"), JUDGED_WITH)
-    journal.verdict(Verdict(part, Outcome.PASS, 0.5, 1.0, 1.0, "r" * (part % 50), "part.png"))
-    os.write(1, b"-")
+for part in rounds():
+    judge(journal, part)
 """
 
 
@@ -96,16 +91,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def crash(path: Path, run: str, delay_s: float) -> Crash:
     """Start a writer, kill it `delay_s` after it begins to open the journal, restart, and look."""
-    command = [sys.executable, "-c", _WRITER, str(path), run]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parent.parent) as process:
-        assert process.stdout is not None
-        ready = process.stdout.read(1)
-        time.sleep(delay_s)
-        process.kill()
-        trace = process.stdout.read().decode()
-    if ready != b"." or process.returncode != -9:
-        return Crash(0, 0, 0, 0, f"the writer ended by itself, with {process.returncode}")
-    begun, acted = trace.count("+"), trace.count("-")
+    begun, acted, wrong = _cut_off(["-c", _WRITER, str(path), run], delay_s)
+    if wrong is not None:
+        return Crash(0, 0, 0, 0, wrong)
     SqliteJournal(path, f"{run}-restart", SystemClock()).close()
     broken = audit(path).broken
     outcomes: Counter[str] = Counter()
@@ -117,7 +105,6 @@ def crash(path: Path, run: str, delay_s: float) -> Crash:
                 outcomes[content["outcome"]] += 1
                 parts.append(content["part"])
     kept, recovered = outcomes[Outcome.PASS.value], outcomes[Outcome.FAULT.value]
-    wrong = None
     if broken is not None:
         wrong = broken
     elif parts != list(range(1, len(parts) + 1)):
@@ -129,17 +116,26 @@ def crash(path: Path, run: str, delay_s: float) -> Crash:
 
 def kill(writer: str, folder: Path, delay_s: float) -> Kill:
     """Start a writer below an empty folder, kill it `delay_s` after it begins, start again, and look."""
-    command = [sys.executable, "-m", "benchmarks.writers", writer, str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parent.parent) as process:
+    begun, acked, wrong = _cut_off(["-m", "benchmarks.writers", writer, str(folder)], delay_s)
+    return Kill(writer, begun, acked, check(writer, folder, begun, acked) if wrong is None else wrong)
+
+
+def _cut_off(program: Sequence[str], delay_s: float) -> tuple[int, int, str | None]:
+    """Start a program of `benchmarks.writers`' kind and kill it `delay_s` after it begins.
+
+    Returns:
+        Rounds begun and rounds promised to last, and why the kill came too late; None where it did not.
+    """
+    with subprocess.Popen([sys.executable, *program], stdout=subprocess.PIPE, cwd=Path(__file__).parent.parent) as process:
         assert process.stdout is not None
         ready = process.stdout.read(1)
-        time.sleep(delay_s)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(delay_s)
         process.kill()
         trace = process.stdout.read().decode()
     if ready != b"." or process.returncode != -9:
-        return Kill(writer, 0, 0, f"the writer ended by itself, with {process.returncode}")
-    begun, acked = trace.count("+"), trace.count("-")
-    return Kill(writer, begun, acked, check(writer, folder, begun, acked))
+        return 0, 0, f"the writer ended by itself, with {process.returncode}"
+    return trace.count("+"), trace.count("-"), None
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.writers import JUDGED_WITH
+from benchmarks.writers_journal import JUDGED_WITH
 from edge.audit import audit
 from edge.clock import SystemClock
 from edge.evidence import Choice, EvidenceFolder

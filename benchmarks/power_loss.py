@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -33,6 +34,10 @@ MUTATIONS = (
     ("calibration", "without fsync of folders"),
     ("bundle", "without fsync"),
     ("recording", "without fsync"),
+    ("recipe", "without fsync"),
+    ("recipe", "without fsync of folders"),
+    ("recipe", "synchronous=OFF"),
+    ("recipe", "choice before its row"),
 )
 _SHOWN = 3  # violations of one writer
 
@@ -88,6 +93,7 @@ def cut_power(writer: str, folder: Path, rounds: int, mutant: str | None = None,
     command = [sys.executable, "-m", "benchmarks.writers", writer, str(root), "--rounds", str(rounds), *mistake]
     record(command, log, Path(__file__).parent.parent)
     disk = Disk(root)
+    shutil.rmtree(root)
     seen: set[tuple[bytes, int, int]] = set()
     calls = cuts = states = 0
     wrong: list[str] = []
@@ -106,9 +112,10 @@ def cut_power(writer: str, folder: Path, rounds: int, mutant: str | None = None,
             if len(seen) % every:
                 continue
             states += 1
-            with tempfile.TemporaryDirectory(dir=folder) as shown:
-                materialise(state, Path(shown))
-                fault = check(writer, Path(shown), disk.begun, disk.acked)
+            root.mkdir()  # where the writer's was: what a station writes may name its own files
+            materialise(state, root)
+            fault = check(writer, root, disk.begun, disk.acked)
+            shutil.rmtree(root)
             if fault is not None:
                 wrong.append(f"after call {number} ({call.name}), {disk.begun} rounds begun, {disk.acked} done: {fault}")
     if disk.acked != rounds:

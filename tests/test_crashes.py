@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import crashes as door
-from benchmarks.crashes import Crash, crash
+from benchmarks.crashes import Crash, Kill, crash, kill
 from benchmarks.journal import main as time_journal
 from benchmarks.writers import WRITERS
 
@@ -20,6 +20,21 @@ def test_a_writer_killed_at_random_points_leaves_a_journal_that_starts_again(tmp
     crashes = [crash(tmp_path / "journal.db", f"run-{number}", delay_s) for number, delay_s in enumerate(delays_s)]
     assert [found.wrong for found in crashes if found.wrong is not None] == []
     assert sum(found.acted for found in crashes) > 0
+
+
+def test_a_changeover_killed_at_random_points_leaves_the_old_choice_or_the_new_one(tmp_path: Path) -> None:
+    draw = random.Random(11)
+    kills: list[Kill] = []
+    while len(kills) < 5 or sum(found.acked for found in kills) < 5:
+        (tmp_path / f"{len(kills)}").mkdir()
+        kills.append(kill("recipe", tmp_path / f"{len(kills)}", draw.uniform(0, 0.15)))
+        assert kills[-1].wrong is None
+
+
+def test_a_writer_that_ends_by_itself_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "bundles").write_text("in the way of the folder")
+    found = kill("bundle", tmp_path, 100.0)
+    assert (found.begun, found.acked, found.wrong) == (0, 0, "the writer ended by itself, with 1")
 
 
 def test_the_benchmark_ends_with_1_where_something_is_wrong(
