@@ -97,7 +97,7 @@ def _time_parts(journal: SqliteJournal, rows: int, after: Callable[[Verdict], No
     for part in range(1, rows + 1):
         arrival = Missing(part, clock.now_ns(), f"line-1/parts/{part}.png", "")
         reason = "score 0.512345 is at or below the threshold 1.23457"
-        verdict = Verdict(part, Outcome.PASS, 0.512345, 1.234567, 12.3, reason, arrival.source)
+        verdict = Verdict(part, Outcome.PASS, 0.512345, 1.234567, 12.3, reason, arrival.source, "conformal")
         announce_ms.append(_time_ms(lambda arrival=arrival: journal.announce(arrival, JUDGED_WITH)))  # type: ignore[misc]
         verdict_ms.append(_time_ms(lambda verdict=verdict: journal.verdict(verdict)))  # type: ignore[misc]
         after(verdict)

@@ -128,7 +128,7 @@ def judge(journal: SqliteJournal, part: int, evidence: EvidenceFolder | None = N
     """Announce a part and keep its verdict: PASS, or where pictures are kept REJECT, with its picture."""
     journal.announce(Missing(part, SystemClock().now_ns(), "part.png", "no picture"), JUDGED_WITH)
     outcome = Outcome.PASS if evidence is None else Outcome.REJECT
-    verdict = Verdict(part, outcome, 0.5, 1.0, 1.0, "r" * (part % 50), "part.png")
+    verdict = Verdict(part, outcome, 0.5, 1.0, 1.0, "r" * (part % 50), "part.png", "conformal")
     journal.verdict(verdict)
     if evidence is not None:
         evidence.offer(picture(part), verdict)

@@ -81,7 +81,7 @@ class Verdict:
     latency_ms: float
     reason: str
     source: str
-    threshold_method: str = ""
+    threshold_method: str
     stages_ms: Mapping[str, float] = field(default_factory=dict, compare=False)
     appearance: npt.NDArray[np.float64] | None = field(default=None, compare=False, repr=False)
 

@@ -151,7 +151,7 @@ def test_a_verdict_that_does_not_come_is_said_with_the_parts_number(stand: Stand
 
 def test_a_score_that_is_no_number_is_null(stand: Stand, server: ControlServer) -> None:
     for score in (float("nan"), float("inf"), None):
-        stand.verdicts.tell(Verdict(5, Outcome.FAULT, score, 2.5, 1.0, "x", "cam"))
+        stand.verdicts.tell(Verdict(5, Outcome.FAULT, score, 2.5, 1.0, "x", "cam", "conformal"))
         handlers = Handlers(status=dict, trigger=lambda part_ref: 5, verdict=stand.verdicts.wait)
         other = ControlServer(Address("127.0.0.1", 0), handlers)
         status, answer = ask(other, "POST", "/trigger?wait=1")
@@ -400,13 +400,13 @@ def test_waiting_for_a_verdict_holds_up_nobody_who_tells_one() -> None:
     got: list[Verdict | None] = []
     waiter = threading.Thread(target=lambda: got.append(verdicts.wait(2, 20)))
     waiter.start()
-    verdict = Verdict(2, Outcome.PASS, 1.0, 2.0, 3.0, "", "")
+    verdict = Verdict(2, Outcome.PASS, 1.0, 2.0, 3.0, "", "", "conformal")
     for number in (1, 2, 3):
-        verdicts.tell(Verdict(number, Outcome.PASS, 1.0, 2.0, 3.0, "", ""))
+        verdicts.tell(Verdict(number, Outcome.PASS, 1.0, 2.0, 3.0, "", "", "conformal"))
     waiter.join(timeout=20)
     assert got == [verdict]
     for number in range(4, 2000):
-        verdicts.tell(Verdict(number, Outcome.PASS, 1.0, 2.0, 3.0, "", ""))
+        verdicts.tell(Verdict(number, Outcome.PASS, 1.0, 2.0, 3.0, "", "", "conformal"))
     assert verdicts.wait(2, 0) is None  # long gone, and memory stays flat
     assert verdicts.wait(1999, 0) is not None
 

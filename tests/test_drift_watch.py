@@ -34,7 +34,7 @@ def reference(seed: int = 0, calibration: Calibration = CALIBRATION) -> Referenc
 
 
 def verdict(row: np.ndarray, outcome: Outcome = Outcome.PASS, part: int = 1) -> Verdict:
-    return Verdict(part, outcome, float(row[0]), 10.0, 1.0, "", "cam", appearance=row[1:])
+    return Verdict(part, outcome, float(row[0]), 10.0, 1.0, "", "cam", "conformal", appearance=row[1:])
 
 
 class Watched:

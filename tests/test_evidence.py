@@ -39,7 +39,7 @@ SIZE = len(encode_png(textured(0)))
 
 
 def verdict(part: int, outcome: Outcome = Outcome.PASS, score: float | None = 0.0) -> Verdict:
-    return Verdict(part, outcome, score, THRESHOLD, 5.0, "r", f"{part}.png")
+    return Verdict(part, outcome, score, THRESHOLD, 5.0, "r", f"{part}.png", "conformal")
 
 
 def opened(

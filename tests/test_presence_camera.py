@@ -193,7 +193,7 @@ def test_the_line_hears_of_a_part_at_the_next_beat_and_once() -> None:
     rejector.announce(3, 30)
     rejector.announce(4, 40)
     assert line.told == [(1, 10), "beat", (2, 20), (3, 30), "beat", (4, 40)]
-    verdict = Verdict(1, Outcome.PASS, 1.0, 2.0, 3.0, "", "")
+    verdict = Verdict(1, Outcome.PASS, 1.0, 2.0, 3.0, "", "", "conformal")
     rejector.apply(verdict)
     assert not line.rejecting
     rejector.close()

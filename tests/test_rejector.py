@@ -21,7 +21,7 @@ def rejector(request: pytest.FixtureRequest) -> AnyRejector:
 
 
 def verdict(part: int, outcome: Outcome) -> Verdict:
-    return Verdict(part, outcome, 1.0, 2.0, 3.0, "a reason", "1.png")
+    return Verdict(part, outcome, 1.0, 2.0, 3.0, "a reason", "1.png", "conformal")
 
 
 def test_it_rejects_before_the_first_part(rejector: AnyRejector) -> None:

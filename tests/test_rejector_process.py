@@ -63,7 +63,7 @@ def setup(log: Path, settings: Settings = SETTINGS, inputs: int | None = None) -
 
 
 def verdict(part: int, outcome: Outcome) -> Verdict:
-    return Verdict(part, outcome, 1.0, 2.0, 3.0, "a reason", "1.png")
+    return Verdict(part, outcome, 1.0, 2.0, 3.0, "a reason", "1.png", "conformal")
 
 
 def levels(log: Path, name: str) -> list[bool]:

@@ -26,7 +26,7 @@ STATUS = {
     "latency_ms": {"p50": 20.0, "p95": 40.0, "p99": 50.0},
     "stages_ms": {"search": {"p50": 10.0, "p95": 20.0, "p99": 30.0}, "line": {"p50": None, "p95": None, "p99": None}},
 }
-VERDICT = Verdict(3, Outcome.REJECT, 2.0, 1.0, 20.0, "score 2 is above the threshold 1", "3.png")
+VERDICT = Verdict(3, Outcome.REJECT, 2.0, 1.0, 20.0, "score 2 is above the threshold 1", "3.png", "conformal")
 SECOND_NS = 10**9
 
 

@@ -355,7 +355,7 @@ def test_without_a_deadline_nothing_is_judged(deadline_ms: float) -> None:
 def test_statistics_by_hand() -> None:
     statistics = Statistics()
     assert math.isnan(statistics.latency_ms(50))
-    base = Verdict(1, Outcome.PASS, 1.0, 2.0, 10.0, "r", "good/1.png")
+    base = Verdict(1, Outcome.PASS, 1.0, 2.0, 10.0, "r", "good/1.png", "conformal")
     for part, (outcome, source, ms) in enumerate(
         [
             (Outcome.PASS, "good/1.png", 10.0),
@@ -380,7 +380,7 @@ def test_statistics_by_hand() -> None:
 
 def test_the_memory_of_a_long_run_stays_flat() -> None:
     statistics = Statistics()
-    base = Verdict(1, Outcome.PASS, 1.0, 2.0, 0.0, "r", "1.png")
+    base = Verdict(1, Outcome.PASS, 1.0, 2.0, 0.0, "r", "1.png", "conformal")
     for part in range(25_000):
         statistics.add(dataclasses.replace(base, part=part, latency_ms=float(part)))
     assert statistics.parts == 25_000

@@ -42,7 +42,7 @@ SCORES = [
 
 def judge(journal: SqliteJournal, clock: FakeClock, part: int, outcome: Outcome, score: float | None) -> None:
     journal.announce(Missing(part, clock.now_ns(), f"{part}.png", "no picture"), JUDGED_WITH)
-    journal.verdict(Verdict(part, outcome, score, 1.0, 5.0, "as it is", f"{part}.png"))
+    journal.verdict(Verdict(part, outcome, score, 1.0, 5.0, "as it is", f"{part}.png", "conformal"))
 
 
 def six_parts(path: Path) -> None:
@@ -246,7 +246,7 @@ def test_the_second_row_of_a_part_is_the_one_that_is_labelled(tmp_path: Path) ->
     path, clock = tmp_path / "journal.db", FakeClock()
     kept = SqliteJournal(path, "run-1", clock)
     judge(kept, clock, 1, Outcome.PASS, 0.5)
-    kept.verdict(Verdict(1, Outcome.FAULT, 0.5, 1.0, 9.0, "late", "1.png"))
+    kept.verdict(Verdict(1, Outcome.FAULT, 0.5, 1.0, 9.0, "late", "1.png", "conformal"))
     kept.close()
     assert read_parts(path)["run-1", 1].outcome is Outcome.FAULT
     add(path, label(1, "OK"))
