@@ -193,8 +193,8 @@ class Vision:
             camera = self.plant.receiver = PlantCamera(self.machine, turn)
             if announced:
                 self.triggers = triggers = CalledTriggers(self.machine, clock, turn)
-                line = AnnouncingRejector(talk, triggers)
                 source = TriggeredCamera(camera, triggers)
+                line = AnnouncingRejector(talk, source)
             else:
                 line = talk
                 source = TriggeredCamera(camera, LineTriggers(talk, turn))

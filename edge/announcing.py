@@ -11,7 +11,7 @@ from edge.verdict import Verdict
 
 
 class Pending(Protocol):
-    """Knows which parts came and were not taken yet."""
+    """Knows which parts came and were not given to the station yet."""
 
     def pending(self) -> list[Trigger]:
         """In the order of their numbers."""
@@ -20,7 +20,8 @@ class Pending(Protocol):
 class AnnouncingRejector:
     """Another rejector that is told at each beat of the parts that wait.
 
-    A part that waits for longer than its way to the ejector would otherwise be there before the rejector knew of it.
+    A part that waits, for its turn or for its picture, for longer than its way to the ejector would otherwise be there
+    before the rejector knew of it, and pass.
     """
 
     def __init__(self, rejector: Rejector, source: Pending) -> None:

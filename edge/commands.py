@@ -102,9 +102,8 @@ def _trigger(handlers: Handlers, body: Json, query: Mapping[str, str]) -> Json:
         return answer
     verdict = handlers.verdict(part, _VERDICT_S)
     if verdict is None:
-        raise RefusedError(
-            HTTPStatus.GATEWAY_TIMEOUT, f"part {part} triggered, no verdict came within {_VERDICT_S:g} s", **answer
-        )
+        said = f"part {part} triggered, no verdict came within {_VERDICT_S:g} s or before the run ended; look in the journal"
+        raise RefusedError(HTTPStatus.GATEWAY_TIMEOUT, said, **answer)
     score = verdict.score if verdict.score is not None and abs(verdict.score) < float("inf") else None
     return {
         **answer,

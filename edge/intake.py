@@ -117,7 +117,7 @@ class Intake:
                 self._closing.callback(triggers.close)
                 self.camera = self._triggered = TriggeredCamera(self.camera, triggers, replayed=waits_for_station(config))
                 if not isinstance(triggers, LineTriggers):
-                    self.rejector = AnnouncingRejector(rejector, triggers)
+                    self.rejector = AnnouncingRejector(rejector, self._triggered)
             references = self._references(config, clock)
             if references is not None:
                 self._counters.append(references.counts)

@@ -29,7 +29,11 @@ class TriggeredCamera(Wrapped):
     @property
     def waiting(self) -> int:
         """Parts that triggered and have no arrival yet."""
-        return len(self._triggers.pending()) + (self._hand is not None)
+        return len(self.pending())
+
+    def pending(self) -> list[Trigger]:
+        """Those parts, the one whose picture is waited for among them. Raises StationError: the rejector is lost."""
+        return [*([] if self._hand is None else [self._hand]), *self._triggers.pending()]
 
     def frames(self) -> Iterator[Arrival]:
         """One arrival for each trigger, until these or the frames end. Raises StationError once every part has its arrival."""

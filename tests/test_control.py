@@ -147,6 +147,7 @@ def test_a_verdict_that_does_not_come_is_said_with_the_parts_number(stand: Stand
     stand.verdicts.close()
     status, answer = ask(server, "POST", "/trigger?wait=1")
     assert (status, answer["part"]) == (504, 2)
+    assert "before the run ended" in answer["error"]  # it did not take 10 s
 
 
 def test_a_score_that_is_no_number_is_null(stand: Stand, server: ControlServer) -> None:

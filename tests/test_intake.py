@@ -13,6 +13,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -309,6 +310,43 @@ def test_the_line_hears_of_parts_that_wait_for_their_turn(config: Path) -> None:
     intake.close()
     assert heard[:2] == [1, 2]
     assert heard == list(range(1, len(heard) + 1))
+
+
+def test_the_line_hears_of_a_part_whose_picture_is_still_waited_for(config: Path) -> None:
+    class Line(DryRunRejector):
+        def announce(self, part: int, trigger_ns: int) -> None:
+            heard.append(part)
+
+    class Slow:
+        """A live camera that gives its picture three turns after it was asked."""
+
+        healthy = True
+        status = ""
+
+        def frames(self) -> Iterator[Arrival]:
+            for number in itertools.count(1):
+                for _ in range(3):
+                    intake.rejector.beat()
+                heard_by_then.append(list(heard))
+                now_ns = time.monotonic_ns()
+                yield Frame(flat(1), number, now_ns, now_ns, f"{number}")
+
+        def close(self) -> None:
+            """Nothing to release."""
+
+    heard: list[int] = []
+    heard_by_then: list[list[int]] = []
+    add(config, "trigger: {kind: software, by: [http]}", "control: {}")
+    config.write_text(config.read_text().replace("  kind: replay\n", "  kind: replay\n  fps: 1\n"))
+    intake = Intake(load_config(config), Slow(), Line(), lambda: None, lambda name, details: None)
+    assert intake.trigger is not None
+    arrivals = intake.camera.frames()
+    for part in (1, 2):
+        intake.trigger(None)
+        assert next(arrivals).part == part
+    assert intake.waiting() == 0
+    intake.close()
+    assert heard_by_then == [[1], [1, 2]]
 
 
 def test_the_line_hears_of_parts_that_come_while_the_journal_is_locked(config: Path) -> None:
