@@ -10,6 +10,10 @@ __version__ = "0.1.0"
 # the network that comes next. It reads this once, when NumPy is first imported.
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "10")
 
+# ONNX Runtime's wheels keep a device's number below the home folder, to send it and what was run to their maker, unless told
+# otherwise before the first import. A station tells nobody anything.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 
 class InspectionError(Exception):
     """Root of every error that this project raises on purpose.

@@ -190,6 +190,28 @@ def run(script: str, *arguments: object) -> str:
     return result.stdout.strip()
 
 
+def test_the_runtime_tells_its_maker_nothing_and_keeps_no_number_of_the_machine(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    for name in ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(home))
+    said = run(
+        """
+        import os, sys
+        from engines.bundle import load_bundle
+        from engines.extractors import make_extractor
+        make_extractor(load_bundle(sys.argv[1]), threads=1)
+        print(os.environ["ORT_DISABLE_TELEMETRY"])
+        """,
+        bundle.path,
+    )
+    assert said == "1"
+    assert list(home.rglob("*")) == []
+
+
 def test_the_engines_room_works_without_torch(bundle: Bundle) -> None:
     score = run(
         """
