@@ -239,8 +239,8 @@ def _tell_state(
         console.say(f"{name} ready: {limits}, {described}")
         notifier.ready()
         intake.begin()
-    elif transition.after is State.INITIALIZED and transition.before.passes:
-        console.warn(f"not ready, every part is rejected: {transition.reason}")
+    elif transition.after is State.INITIALIZED and station.faults:
+        console.warn(f"not ready, every part is rejected: {station.reason}")
 
 
 def _close_journal(journal: SqliteJournal, kept: Kept) -> None:
@@ -325,9 +325,10 @@ def _print_statistics(statistics: Statistics, calibration: Calibration, seconds:
     rows = [(folder, *(statistics.by_folder[folder, outcome] for outcome in outcomes)) for folder in folders]
     if len(rows) > 1:
         rows.append(("all", *(statistics.outcomes[outcome] for outcome in outcomes)))
-    console.table("verdicts", ("source", *(outcome.value for outcome in outcomes)), rows)
+    if rows:
+        console.table("verdicts", ("source", *(outcome.value for outcome in outcomes)), rows)
     quantiles = ", ".join(f"p{q} {statistics.latency_ms(q):.1f}" for q in PERCENTS)
-    console.say(f"{statistics.parts} parts in {seconds:.1f} s; latency {quantiles} ms")
+    console.say(f"{statistics.parts} parts in {seconds:.1f} s{f'; latency {quantiles} ms' if rows else ''}")
     stages = [
         f"{name} {statistics.stage_ms(name, 50):.1f}/{statistics.stage_ms(name, 99):.1f}" for name in statistics.stages_ms
     ]

@@ -110,8 +110,13 @@ class Station:
 
     @property
     def reason(self) -> str:
-        """Why it is in its state, in words."""
-        return self._machine.reason
+        """Why it is in its state, in words; where it is not ready, all that is not good now."""
+        return self._bad() if self._faults and self.state is State.INITIALIZED else self._machine.reason
+
+    @property
+    def faults(self) -> Mapping[str, str]:
+        """What was not good when it last looked, by name."""
+        return self._faults
 
     @property
     def stopping(self) -> bool:
@@ -202,7 +207,9 @@ class Station:
         """
         self._camera = camera
         try:
-            self._to(State.INITIALIZED, "bundle, engine, calibration and lines are there, the self-test passed")
+            self._faults = self._found(camera)
+            there = "bundle, engine, calibration and lines are there, the self-test passed"
+            self._to(State.INITIALIZED, f"{there}; not good yet: {self._bad()}" if self._faults else there)
             for arrival in itertools.chain(self._arrivals(camera), self._left()):
                 verdict = self.judge(arrival)
                 self.statistics.add(verdict, self._clock.now_ns(), self._after_ms)
@@ -242,7 +249,7 @@ class Station:
         judge, machine = self.judge_with, self._machine
         return {
             "state": machine.state.value,
-            "reason": machine.reason,
+            "reason": self.reason,
             "state_seconds": round((now_ns - self._since_ns) / 1e9, 3),
             "faults": dict(self._faults),
             "recipe": judge.name,
@@ -361,14 +368,20 @@ class Station:
         camera = self._camera
         if camera is None or self.state in (State.PREOPERATIONAL, State.HALTED, State.ERROR):
             return
+        self._faults = self._found(camera)
+        if self._faults and self.state.passes:
+            self._to(State.INITIALIZED, self._bad())
+        elif not self._faults and self.state is State.INITIALIZED:
+            self._to(State.READY, "everything is good")
+
+    def _found(self, camera: Camera) -> dict[str, str]:
         found = {"camera": "" if camera.healthy else camera.status or "it gives no pictures"}
         found["engine"] = self.judge_with.scorer.fault
         found |= {condition.name: condition.fault() for condition in self._conditions}
-        self._faults = {name: fault for name, fault in found.items() if fault}
-        if self._faults and self.state.passes:
-            self._to(State.INITIALIZED, "; ".join(f"{name}: {fault}" for name, fault in self._faults.items()))
-        elif not self._faults and self.state is State.INITIALIZED:
-            self._to(State.READY, "everything is good")
+        return {name: fault for name, fault in found.items() if fault}
+
+    def _bad(self) -> str:
+        return "; ".join(f"{name}: {fault}" for name, fault in self._faults.items())
 
     def _to(self, state: State, reason: str) -> None:
         transition = self._machine.to(state, reason)
@@ -391,7 +404,7 @@ class Station:
     def _not_ready(self) -> str:
         if self.state.passes:
             return "the part triggered before the station was ready"
-        return f"the station is not ready: {self._machine.reason}"
+        return f"the station is not ready: {self.reason}"
 
     def _fault(self, verdict: Verdict, reason: str, deadline: Deadline) -> Verdict:
         elapsed_ms = deadline.elapsed_ms(self._clock.now_ns())

@@ -74,7 +74,10 @@ def test_the_end_of_standard_input_ends_the_run_with_pictures_left(config: Path)
     add(config, "trigger: {kind: software}")
     assert run_with_stdin(config, b"A\nB").returncode == 0
     assert parts(config) == [(1, "PASS", "A"), (2, "PASS", "B")]
-    assert run_with_stdin(config, b"").returncode == 0
+    none = run_with_stdin(config, b"")
+    assert none.returncode == 0
+    assert b"0 parts in" in none.stdout
+    assert b"nan" not in none.stdout
     assert [stopped["parts"] for stopped in events(config, "stopped")] == [2, 0]
 
 

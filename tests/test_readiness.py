@@ -157,6 +157,18 @@ def test_nothing_is_ready_before_everything_is_good(spoilt: str) -> None:
 
     assert world.run(world.part(1), mend, 10, world.part(2)) == [(1, Outcome.FAULT), (2, Outcome.PASS)]
     assert world.rejector.ready == [False, True]
+    assert f"not good yet: {spoilt}: " in world.transitions[0].reason
+    assert world.verdicts[0].reason.startswith(f"the station is not ready: {spoilt}: ")
+
+
+def test_what_is_not_good_is_said_as_it_is_now_and_not_as_it_was_when_it_left_ready() -> None:
+    world = World(Scoring())
+
+    def more() -> None:
+        world.healthy, world.status = False, "unplugged"
+
+    world.run(world.spoil, more, world.part(1))
+    assert world.verdicts[0].reason == "the station is not ready: camera: unplugged; disk: full"
 
 
 def test_a_part_that_triggered_before_the_station_was_ready_does_not_pass() -> None:
