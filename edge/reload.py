@@ -51,7 +51,7 @@ def read_reload(path: Path, in_force: Loaded) -> Reload:
     config = recipes.get(running.recipe)
     if config is None:
         raise StationError(f"{path}: no recipe {running.recipe}, which is in force; change to another one first")
-    differ = [name for name in StationConfig.model_fields if getattr(config, name) != getattr(running, name)]
+    differ = [name for name in StationConfig.model_fields if _other(getattr(config, name), getattr(running, name))]
     fixed = [name for name in differ if name not in CHANGEABLE]
     if "rejector" in differ and not _only_timing(config, running):
         fixed.append("rejector")
@@ -70,6 +70,13 @@ def read_reload(path: Path, in_force: Loaded) -> Reload:
     if bundle_digest(config.bundle) != in_force.bundle_digest:
         differ.append("bundle")
     return Reload({running.recipe: config, **recipes}, tuple(name for name in CHANGEABLE if name in differ))
+
+
+def _other(fresh: object, now: object) -> bool:
+    """Whether two values differ. A path is the same however it is written: a choice that was rolled back to has it in full."""
+    if isinstance(fresh, Path) and isinstance(now, Path):
+        return fresh.absolute() != now.absolute()
+    return fresh != now
 
 
 def _only_timing(config: StationConfig, running: StationConfig) -> bool:

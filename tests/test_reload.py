@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,15 @@ def change(path: Path, before: str, after: str) -> None:
 
 def test_a_file_that_did_not_change_changes_nothing(path: Path, in_force: Loaded) -> None:
     assert read_reload(path, in_force) == Reload({"bundle": in_force.config}, ())
+
+
+def test_a_choice_that_names_its_files_in_full_is_the_same_as_the_file_beside_them(
+    path: Path, in_force: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(path.parent)
+    full = {"bundle": in_force.config.bundle, "calibration": in_force.config.calibration}
+    rolled_back = replace(in_force, config=load_config(Path(path.name)).model_copy(update=full))
+    assert read_reload(Path(path.name), rolled_back).changed == ()
 
 
 def test_what_may_change(path: Path, in_force: Loaded) -> None:
