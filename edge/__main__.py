@@ -346,6 +346,8 @@ def _export(arguments: argparse.Namespace) -> int:
         console.say(f"wrote {arguments.csv}, {export_csv(arguments.journal, arguments.csv)} rows")
     if arguments.images is not None:
         folder = arguments.evidence or arguments.journal.parent / "evidence"
+        if not folder.is_dir():
+            raise StationError(f"{folder}: no such folder; give the one that the station keeps its pictures in with --evidence")
         copied = export_images(arguments.journal, folder, arguments.images)
         for name in copied.changed:
             console.warn(f"{folder / name}: not the picture that the journal has; not copied")

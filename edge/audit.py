@@ -212,6 +212,8 @@ def _add(report: Report, row: Row, methods: _Methods) -> None:
             report.noted[labels["row"]] = labels["hash"]
         if content["event"] == "stopped":
             run.ended = str(details.get("reason"))
+        elif content["event"] == "recipe-chosen":  # by `edge recipe`, in the name of no start
+            run.ended = "no station ran, recipes were chosen"
         elif content["event"] == "interrupted":
             lost = report.runs.get(str(details.get("run")))
             if lost is not None:

@@ -209,7 +209,7 @@ class _Run:
                 self._write(calibration, everything, counted, warnings)
                 return console.DONE
             if answer == "no":
-                console.say(f"nothing was written: {self._out} is as it was")
+                console.say(f"not put in force: {self._out} is as it was")
                 return console.NO
             try:
                 self._exclude(*_exclusion(answer))

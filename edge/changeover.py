@@ -228,7 +228,7 @@ class Changeover:
         with self._one:
             before = self.in_force.active.before
             if before is None:
-                raise StationError("there is nothing to roll back to: no recipe or version was changed yet")
+                raise StationError("there is nothing to roll back to: no choice was made before this one; name a recipe")
             self._refuse_over_lines(before.recipe)
             return self._to(before.recipe, lambda: _take_chosen(before, self._recipes, self._shelf), who, f"rolled back: {why}")
 

@@ -145,5 +145,5 @@ def _wanted(recipes: Mapping[str, StationConfig], wish: Wish, path: Path) -> tup
 
 def _before(active: Active | None) -> Chosen:
     if active is None or active.before is None:
-        raise StationError("there is nothing to roll back to: no recipe or version was changed yet")
+        raise StationError("there is nothing to roll back to: no choice was made before this one; name a recipe")
     return active.before

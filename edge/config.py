@@ -300,6 +300,8 @@ def _fault(path: Path, root: yaml.MappingNode, item: ErrorDetails, models: Seque
         return f"{path}:{line}: '{name}' is of kind {item['ctx']['tag']!r}, expected one of: {item['ctx']['expected_tags']}"
     if item["type"] == "missing":
         return f"{path}:{line}: key '{name}' is missing; add it"
+    if item["type"] == "path_type":
+        return f"{path}:{line}: '{name}' is {item['input']!r}; expected the name of a file, folder or device"
     problem = item["msg"].removeprefix("Value error, ")
     return f"{path}:{line}: '{name}' is {item['input']!r}; {problem[0].lower()}{problem[1:]}"
 

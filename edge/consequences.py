@@ -17,9 +17,8 @@ def consequences(proposal: Proposal, shift: int | None) -> list[str]:
     if shift is not None:
         rate = proposal.false_reject
         low, most = shift * rate.low, shift * rate.high
-        said.append(
-            f"in a shift of {shift} good parts about {shift * rate.expected:.3g} are rejected ({low:.3g} to {most:.3g})"
-        )
+        about = f"{shift * rate.expected:.0f} (95 % confidence: {low:.0f} to {most:.0f})"
+        said.append(f"in a shift of {shift:,} good parts about {about} are rejected")
     least = 100 / (proposal.good + 1)
     said.append(f"{proposal.good} parts can bound the rate of false rejects at {least:.2g} % at best; 1 % takes 99, 0.1 % 999")
     return said

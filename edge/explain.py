@@ -183,7 +183,10 @@ def _recipe(config: StationConfig, own: frozenset[str]) -> list[str]:
             f"threshold {record.threshold:.6g}, {record.origin}",
         ]
         if record.rate is not None:
-            lines.append(f"it rejects at most {100 * record.rate:g} % of good parts, as long as they are like those")
+            lines.append(
+                f"it was taken so that {100 * record.rate:g} % of good parts or fewer are rejected: on average over such"
+                " calibrations, and as long as parts and light stay as they were"
+            )
     if config.code is not None:
         lines.append(f"asked for by code {config.code} on the recipe lines")
     return lines
@@ -258,7 +261,7 @@ def _kept(config: StationConfig) -> list[str]:
     evidence = config.evidence
     if evidence is None:
         return [*lines, "no pictures: the section evidence is not there"]
-    also = [f"of every {evidence.every}th part"] if evidence.every > 0 else []
+    also = [f"of each part whose number is a multiple of {evidence.every}"] if evidence.every > 0 else []
     also += [f"of each PASS within {evidence.near_spreads:g} spreads of the threshold"] if evidence.near_spreads > 0 else []
     lines.append(f"pictures {evidence.folder}: of every REJECT and FAULT{''.join(f', {text}' for text in also)}")
     return [*lines, f"    up to {evidence.quota_mb:g} MB; the oldest passes are deleted first"]

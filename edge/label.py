@@ -152,7 +152,8 @@ def _print_list(left: Sequence[Judged], first: int) -> None:
     for part in left[:first]:  # no table: it would shorten a run's name, which a label needs
         line = f"{part.run}  part {part.part:6d}  {part.outcome.value:6}  score {part.score:.6g}"
         mark = " SET BY HAND" if part.threshold_method == MANUAL else ""
-        console.say(f"{line}, {part.below:.4g} below the threshold{mark}  {part.picture or part.source}")
+        side = f"{part.below:.4g} below" if part.below >= 0 else f"{-part.below:.4g} above"
+        console.say(f"{line}, {side} the threshold{mark}  {part.picture or part.source}")
     more = f", and {len(left) - first} more (--first {len(left)})" if len(left) > first else ""
     console.say(f"{min(first, len(left))} parts that nobody looked at{more}")
 

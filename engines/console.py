@@ -79,11 +79,12 @@ def account() -> str:
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table; the first column is left-aligned, the others right-aligned."""
     drawn = Table(title=title, title_justify="left")
-    for number, column in enumerate(columns):
-        drawn.add_column(column, justify="left" if number == 0 else "right")
+    for number, column in enumerate(columns):  # folded where it is too long: a digest that is cut off says nothing
+        drawn.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
     for row in rows:
         drawn.add_row(*(Text(str(cell)) for cell in row))
-    out.print(drawn, width=None if out.is_terminal else 160)
+    width = None if out.is_terminal else 160  # a log has none of its own
+    Console(file=out.file, width=width, highlight=False, emoji=False, soft_wrap=True).print(drawn)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def test_it_writes_the_record_its_history_and_the_reference_of_drift(config: Pat
     said = capsys.readouterr().out
     assert "nothing is judged now, and the line rejects" in said
     assert "of 1,000 further good parts about" in said
-    assert "in a shift of 8000 good parts about" in said
+    assert re.search(r"in a shift of 8,000 good parts about \d+ \(95 % confidence: \d+ to \d+\) are rejected", said)
     assert "40 parts can bound the rate of false rejects at 2.4 % at best" in said
     assert "#" in said
 

@@ -38,6 +38,8 @@ def test_a_recipe_is_chosen_for_the_next_start(config: Path, capsys: pytest.Capt
     assert chosen(config) == "bolt"
     (event,) = [row for row in journal_rows(config.parent / "journal.db") if row.get("event") == "recipe-chosen"]
     assert (event["details"]["recipe"], event["details"]["who"], event["details"]["why"]) == ("bolt", "Ada", "order 7")
+    assert main(["audit", "--journal", str(config.parent / "journal.db")]) == 0
+    assert "run recipe: 0 PASS, 0 REJECT, 0 FAULT; no station ran, recipes were chosen" in capsys.readouterr().out
     assert main(["run", "--config", str(config)]) == 0
     assert {row["recipe"] for row in journal_rows(config.parent / "journal.db") if "part" in row} == {"bolt"}
 

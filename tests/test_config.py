@@ -159,6 +159,7 @@ def test_wrong_values_are_shown_with_their_line(path: Path, old: str, new: str, 
     path.write_text(GOOD.replace(old, new))
     (found,) = faults_of(path)
     assert found.startswith(f"station.yaml:{line}: '{name}' is ")
+    assert "pathlib" not in found  # whoever wires a station need not know Python
 
 
 GPIO = """\

@@ -465,6 +465,7 @@ def test_an_audit_names_the_first_bad_row(config: Path, capsys: pytest.CaptureFi
         (["export", "--journal", "journal.db"], "nothing to export; give --csv FILE, --images DIR, or both"),
         (["export", "--journal", "none.db", "--csv", "a.csv"], "no such file; expected a station's journal"),
         (["export", "--journal", "journal.db", "--csv", "line-1.json/a.csv"], "cannot be written"),
+        (["export", "--journal", "journal.db", "--images", "out", "--evidence", "none"], "none: no such folder; give the one"),
     ],
 )
 def test_what_cannot_be_audited_or_exported_is_one_line(

@@ -109,7 +109,7 @@ def test_a_recipe_is_said_with_its_threshold_n_and_rate(tmp_path: Path) -> None:
     assert list(said)[3] == "Recipe bolt"  # the one that it starts with
     assert any("made 2024-01-01T00:00:00+00:00 by test for bundle bbbbbbbbbbbb" in line for line in said["Recipe bolt"])
     assert any("threshold 1.25, conformal from 99 parts" in line for line in said["Recipe bolt"])
-    assert any("it rejects at most 1 % of good parts" in line for line in said["Recipe bolt"])
+    assert any("1 % of good parts or fewer are rejected: on average" in line for line in said["Recipe bolt"])
     assert any("gasket.json: cannot be used, see below" in line for line in said["Recipe gasket"])
     assert "asked for by code 2 on the recipe lines" in said["Recipe bolt"]
 

@@ -64,6 +64,7 @@ def test_the_list_names_whole_runs_and_the_closest_first(journal: Path, capsys: 
     assert label(journal, "--list", "--first", "2") == 0
     first, second, count, _ = capsys.readouterr().out.splitlines()
     assert first.startswith("run-1  part      2  REJECT  score 1.5")
+    assert " above the threshold" in first
     assert second.startswith("run-1  part      6  REJECT")
     assert count == "2 parts that nobody looked at, and 3 more (--first 5)"
 
