@@ -87,7 +87,7 @@ def audit(path: Path, heads: Sequence[Head] = (), digests: Sequence[str] = ()) -
     Args:
         path: the journal; a station may be writing to it.
         heads: kept elsewhere; each must be the row that it names.
-        digests: hashes kept without a row's number; each must be some row's.
+        digests: hashes kept without a row's number; each must be some row's, or some label's.
 
     Raises:
         StationError: not a journal.
@@ -115,11 +115,13 @@ def audit(path: Path, heads: Sequence[Head] = (), digests: Sequence[str] = ()) -
         except ChainError as error:
             report.broken = str(error)
             return report
+    if labels is not None:
+        unseen -= labels.hashes()
     report.broken = conflict
     if wanted and conflict is None:
         report.broken = f"row {report.rows + 1}: missing, a head of row {max(wanted)} was kept: the end was cut off"
     elif unseen and conflict is None:
-        report.broken = f"no row has the hash {min(unseen)}: the end was cut off, or rows were rewritten"
+        report.broken = f"no row or label has the hash {min(unseen)}: the end was cut off, or rows were rewritten"
     if labels is not None:
         report.labels, labels_broken = labels.head, labels.fault(report.noted)
     report.broken = report.broken or labels_broken
@@ -140,6 +142,10 @@ class _Labels:
             content = json.loads(row.body)
             self._about.setdefault(content["row"], []).append((row.number, content))
         self._wrong: str | None = None
+
+    def hashes(self) -> set[str]:
+        """Of all labels."""
+        return set(self._hashes.values())
 
     def compare(self, row: Row) -> None:
         """Is this row of the journal the one that its labels are about?"""

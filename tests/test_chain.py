@@ -129,7 +129,7 @@ def test_a_chain_written_anew_is_whole_and_no_head_fits_it(whole: Path, tmp_path
     assert audit(path).broken is None
     assert audit(path, heads[:4]).broken is None  # before the change
     assert "row 6: not the row that was there when its head was kept: rewritten" in str(audit(path, [heads[5]]).broken)
-    assert f"no row has the hash {heads[7].hash}" in str(audit(path, digests=[heads[7].hash]).broken)
+    assert f"no row or label has the hash {heads[7].hash}" in str(audit(path, digests=[heads[7].hash]).broken)
 
 
 def test_an_end_cut_off_is_whole_and_a_head_finds_it(whole: Path, tmp_path: Path) -> None:

@@ -200,6 +200,15 @@ def test_labels_that_the_journal_holds_cannot_go(journal: Path) -> None:
     assert "not there as the journal holds it" in str(audit(journal).broken)
 
 
+def test_a_label_cut_off_is_found_by_the_labels_head_that_an_audit_printed(journal: Path) -> None:
+    add(journal, label(1), label(2))
+    head = audit(journal).labels
+    assert audit(journal, digests=[head.hash]).broken is None
+    tamper(labels_path(journal), "DELETE FROM chain WHERE id = 2")
+    assert audit(journal).broken is None
+    assert f"no row or label has the hash {head.hash}" in str(audit(journal, digests=[head.hash]).broken)
+
+
 def test_a_row_that_is_no_label_is_forged(journal: Path) -> None:
     add(journal, label(1))
     connection = sqlite3.connect(labels_path(journal))
