@@ -97,9 +97,7 @@ def _add_journal(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     audit_ = commands.add_parser("audit", help="say whether a journal is whole, and what it holds")
     audit_.add_argument("--journal", required=True, type=Path, metavar="FILE")
     kept = audit_.add_mutually_exclusive_group()
-    kept.add_argument(
-        "--head", type=_sha256, metavar="HASH", help="of a row or a label, kept elsewhere: shows an end that was cut off"
-    )
+    kept.add_argument("--head", type=_sha256, metavar="HASH", help="of a row or label, kept elsewhere: shows an end cut off")
     kept.add_argument("--heads", type=Path, metavar="FILE", help="that the station kept (journal_heads)")
     audit_.set_defaults(run=_audit)
     export = commands.add_parser("export", help="copy verdicts to a CSV file, pictures to folders by outcome")
