@@ -7,8 +7,8 @@ with when it was due. Every core runs a busy process, and the vision process its
 from __future__ import annotations
 
 import argparse
+import bisect
 import heapq
-import itertools
 import json
 import multiprocessing
 import sys
@@ -88,10 +88,29 @@ def _process(parts: int, realtime: bool) -> tuple[list[float], int]:
         finally:
             rejector.close()
         rows = [line.split() for line in log.read_text().splitlines()]
-    # windows that touch are one pulse, which happens where the busy loop was late to tell of a part
-    due = [when for before, when in itertools.pairwise([0, *due]) if when > before + _PULSE_NS]
-    starts = [int(at_ns) for at_ns, _, level in rows if level == "0"][1 : len(due) + 1]  # the first is the level at the start
-    return [(start - when) / MS for start, when in zip(starts, due, strict=True)], rejector.priority
+    return lateness_ms([(int(at_ns), level == "0") for at_ns, _, level in rows], due), rejector.priority
+
+
+def lateness_ms(levels: Sequence[tuple[int, bool]], due: Sequence[int]) -> list[float]:
+    """How long after it was due each pulse started, in ms.
+
+    A window that opens while the line rejects already is no pulse of its own and is left out: windows touch where the busy
+    loop was late to tell of a part, and a process that is held up over the end of one and the beginning of the next does not
+    move the line between them.
+
+    Args:
+        levels: (monotonic ns, the line rejects), each time that it was set, in order; the last one rejects.
+        due: monotonic ns of the windows' beginnings, in order.
+    """
+    times = [at_ns for at_ns, _ in levels]
+    late_ms = []
+    for when in due:
+        after = bisect.bisect_right(times, when)
+        if after == 0 or levels[after - 1][1]:
+            continue
+        start = next(at_ns for at_ns, rejects in levels[after:] if rejects)
+        late_ms.append((start - when) / MS)
+    return late_ms
 
 
 def _thread(parts: int) -> list[float]:
