@@ -113,15 +113,13 @@ def write(
         The calibration as written, with its entry.
 
     Raises:
-        CalibrationError: a history that is damaged; nothing is written.
+        CalibrationError: as `check_whole`; nothing is written.
         EngineError: the disk.
     """
     path = history_path(record)
     with _locked(record):
         data = _read(path)
-        entries, faults = _chain(path, data)
-        if faults:
-            raise CalibrationError(f"{faults[0]}; keep both files for whoever looks into it, and write to another record")
+        entries = _whole(record, data)
         entry = Entry(
             number=len(entries) + 1,
             previous=entries[-1].digest if entries else None,
@@ -135,6 +133,16 @@ def write(
         write_file(path, data + line.encode())
         save_calibration(record, entry.record)
     return entry.record
+
+
+def check_whole(record: Path) -> None:
+    """Could an entry be appended? To be asked before the work that leads to one.
+
+    Raises:
+        CalibrationError: a history that is damaged, or a record that it does not know: the next entry would hide that the end
+            of the history was cut off, or that the record was changed. A file that is no record, without a history.
+    """
+    _whole(record, _read(history_path(record)))
 
 
 def read_history(record: Path, head: str | None = None) -> History:
@@ -214,6 +222,33 @@ def _chain(path: Path, data: bytes) -> tuple[list[Entry], list[str]]:
             return entries, [f"{path}: line {number} does not follow the one before; an entry was removed, inserted or moved"]
         entries.append(entry)
     return entries, []
+
+
+def _whole(record: Path, data: bytes) -> list[Entry]:
+    """Entries of a history that a further one may follow. Raises CalibrationError as `check_whole`."""
+    path = history_path(record)
+    entries, faults = _chain(path, data)
+    if not faults and not _known(record, entries):
+        faults = [f"{record}: no entry of {path.name} put it in force; its end was cut off, or the record was changed"]
+    if faults:
+        raise CalibrationError(
+            f"{faults[0]}; keep both files for whoever looks into it, and calibrate to a record of another name"
+        )
+    return entries
+
+
+def _known(record: Path, entries: Sequence[Entry]) -> bool:
+    """Whether a record is as one of the entries put it in force, or found it: the disk may have failed in between."""
+    try:
+        found = load_calibration(record)
+    except CalibrationError as error:
+        if record.exists() and not entries:
+            raise CalibrationError(f"{error}; what stands there would be lost: move it away, or give another path") from None
+        return True  # none there, or a damaged one: the next entry says so
+    if not entries:
+        return found.entry is None
+    replaced = (entry.replaced.digest for entry in entries if entry.replaced is not None)
+    return found.digest in {*(entry.record.digest for entry in entries), *replaced}
 
 
 def _replaced(record: Path) -> Replaced | None:

@@ -153,6 +153,9 @@ def _diff(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     if arguments.csv is None and arguments.json is None:
         raise CalibrationError("nothing to export; give --csv FILE, --json FILE, or both")
+    for out in (arguments.csv, arguments.json):
+        if out is not None and out.resolve() in (arguments.record.resolve(), history_path(arguments.record).resolve()):
+            raise CalibrationError(f"{out}: the record or its history, which a copy would replace; give another file")
     found = _readable(arguments.record)
     if arguments.csv is not None:
         text = io.StringIO()

@@ -11,9 +11,9 @@ import pytest
 
 from calibration import CalibrationError
 from calibration.__main__ import main
-from calibration.history import history_path, newest_parts, read_history, write
+from calibration.history import check_whole, history_path, newest_parts, read_history, write
 from calibration.propose import Wishes
-from calibration.record import load_calibration, save_calibration
+from calibration.record import load_calibration, save_calibration, sha256
 from calibration.scores import Scored
 from engines import EngineError
 from tests.fakes import tiny_calibration
@@ -76,6 +76,16 @@ def other_threshold(record: Path) -> None:
     save_calibration(record, load_calibration(record).model_copy(update={"threshold": 9.0}))
 
 
+def another_entry(record: Path) -> None:
+    """Entry 2 written anew with another threshold and a digest that is right."""
+    all_lines = lines(record)
+    document = json.loads(all_lines[1])
+    del document["sha256"]
+    document["calibration"]["threshold"] = 2.5
+    all_lines[1] = json.dumps({**document, "sha256": sha256(document)}, sort_keys=True) + "\n"
+    history_path(record).write_text("".join(all_lines))
+
+
 TAMPERING: dict[str, Callable[[Path], object]] = {
     "entry 1 was changed": change('"threshold": 1.0', '"threshold": 1.5', 0),
     "entry 2 was changed": change("reason 1", "reason 7", 1),
@@ -83,6 +93,7 @@ TAMPERING: dict[str, Callable[[Path], object]] = {
     "line 1 does not follow": rewrite([1, 2]),
     "line 2 does not follow": rewrite([0, 2]),
     "line 2 does not follow the one before; an entry was removed, inserted or moved": rewrite([0, 0, 1, 2]),
+    "line 3 does not follow the one before": another_entry,
     "the end of the history was cut off": rewrite([0, 1]),
     "names; the end of the history was cut off": lambda record: history_path(record).unlink(),
     "is entry 2 of 3": old_record,
@@ -130,6 +141,66 @@ def test_nothing_is_appended_to_a_damaged_history(record: Path) -> None:
     with pytest.raises(CalibrationError, match=r"does not follow .*; keep both files"):
         write(record, tiny_calibration(4.0))
     assert (record.read_bytes(), history_path(record).read_bytes()) == before
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "the end of the history was cut off",
+        "names; the end of the history was cut off",
+        "differs from entry 3",
+        "names no entry, but there is a history",
+    ],
+)
+def test_a_further_entry_does_not_hide_that_the_last_one_is_gone_or_the_record_was_changed(
+    record: Path, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    TAMPERING[message](record)
+    path = history_path(record)
+    before = record.read_bytes(), path.read_bytes() if path.exists() else b""
+    with pytest.raises(CalibrationError, match="keep both files"):
+        write(record, tiny_calibration(4.0))
+    with pytest.raises(CalibrationError, match="put it in force; its end was cut off, or the record was changed"):
+        check_whole(record)
+    assert main(["set", "--record", str(record), "--threshold", "4", "--why", "lamp"]) == 2
+    assert "keep both files" in capsys.readouterr().err
+    assert (record.read_bytes(), path.read_bytes() if path.exists() else b"") == before
+    assert message in faults(record)
+
+
+def test_a_file_that_is_no_record_is_not_replaced_by_one(record: Path, tmp_path: Path) -> None:
+    other = tmp_path / "station.yaml"
+    other.write_text("station: line-1\n")
+    for path in (other, history_path(record)):
+        before = path.read_bytes()
+        with pytest.raises(CalibrationError, match="what stands there would be lost"):
+            write(path, tiny_calibration(4.0))
+        assert path.read_bytes() == before
+
+
+def test_an_older_record_that_was_put_back_may_be_followed_and_is_named(record: Path) -> None:
+    old_record(record)
+    write(record, tiny_calibration(4.0))
+    newest = read_history(record).entries[-1]
+    assert newest.replaced is not None
+    assert newest.replaced.threshold == 2.0
+
+
+def test_the_first_record_that_the_disk_kept_from_a_new_one_may_be_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "old.json"
+    save_calibration(path, tiny_calibration(1.0))
+
+    def full(path: Path, calibration: object) -> None:
+        raise EngineError("no space")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("calibration.history.save_calibration", full)
+        with pytest.raises(EngineError, match="no space"):
+            write(path, tiny_calibration(2.0))
+    write(path, tiny_calibration(3.0))
+    assert faults(path) == ""
 
 
 def test_an_entry_that_was_never_put_in_force_is_said_and_writing_goes_on(
@@ -195,6 +266,11 @@ def test_the_door_compares_and_exports(record: Path, tmp_path: Path, capsys: pyt
     assert csv[2].startswith("2,2024-01-01T00:00:00+00:00,test,reason 1,conformal,1.0,conformal,2.0,")
     documents = json.loads((tmp_path / "h.json").read_text())
     assert [document["sha256"] for document in documents] == [entry.digest for entry in read_history(record).entries]
+    before = record.read_bytes(), history_path(record).read_bytes()
+    assert main(["export", *where, "--json", str(record)]) == 2
+    assert main(["export", *where, "--csv", str(history_path(record))]) == 2
+    assert "which a copy would replace" in capsys.readouterr().err
+    assert (record.read_bytes(), history_path(record).read_bytes()) == before
     rewrite([0, 2])(record)
     assert main(["export", *where, "--csv", str(tmp_path / "h.csv")]) == 1
     assert len((tmp_path / "h.csv").read_text().splitlines()) == 2  # what is before the fault
