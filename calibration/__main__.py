@@ -11,8 +11,8 @@ from calibration import CalibrationError, records_door, station_door
 from calibration.adapt_door import add_adapt
 from calibration.capability_door import add_capability
 from calibration.fit import GROUPINGS, beyond_provisional, bound_to, find_images, make_calibration, score_images
-from calibration.history import history_path, write
-from calibration.propose import propose
+from calibration.history import check_whole, history_path, write
+from calibration.propose import check_needs, propose
 from calibration.scores import Scored, read_scores, split
 from calibration.threshold import check_enough
 from calibration.threshold_door import add_wishes, show_comparison, wishes_of
@@ -65,12 +65,18 @@ def _fit(arguments: argparse.Namespace) -> int:
     out: Path = arguments.out
     if out.is_dir():
         raise EngineError(f"{out}: a folder, expected the path of the record to write, such as line-3.json")
+    for name in ("station", "camera"):
+        if not getattr(arguments, name).strip():
+            raise CalibrationError(f"--{name} is empty, expected its name as in the station's configuration")
     check_place(out)
     wishes = wishes_of(arguments)
+    check_whole(out)
     bundle = load_bundle(arguments.bundle)
     good = [] if arguments.images is None else find_images(arguments.images, arguments.groups)
-    if arguments.images is not None and arguments.method == "conformal":
-        check_enough(len(good), wishes.rate)  # before minutes of work
+    if arguments.images is not None:  # before minutes of work
+        check_needs(arguments.method, wishes, bad=arguments.bad is not None, give_bad=_GIVE_BAD)
+        if arguments.method == "conformal":
+            check_enough(len(good), wishes.rate)
     with open_inspector(bundle, arguments) as inspector:
         scored = _scored(arguments, inspector, good)
         good_parts, bad_parts = split(scored)

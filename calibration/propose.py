@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from calibration import CalibrationError
 from calibration.intervals import Estimate, counted, percent, realised
-from calibration.labelled import FEW_BAD, Chosen, choose, escape_rate, expected_cost, f_beta, no_escape
+from calibration.labelled import FEW_BAD, Chosen, Objective, choose, escape_rate, expected_cost, f_beta, no_escape
 from calibration.parts import Parts
 from calibration.tail import fit_tail
 from calibration.threshold import check_rate, conformal, sigma_threshold
@@ -117,13 +117,25 @@ def propose(good: Parts, wishes: Wishes, bad: Parts | None = None, *, give_bad: 
         try:
             if method in _FROM_GOOD:
                 proposals.append(_FROM_GOOD[method](good, wishes, bad))
-            elif bad is None:
-                refused[method] = f"no bad parts; {give_bad}"
-            else:
+                continue
+            check_needs(method, wishes, bad=bad is not None, give_bad=give_bad)
+            if bad is not None:
                 proposals.append(_FROM_BOTH[method](good, wishes, bad))
         except CalibrationError as error:
             refused[method] = str(error)
     return Comparison(tuple(proposals), refused)
+
+
+def check_needs(method: str, wishes: Wishes, *, bad: bool, give_bad: str = "give some") -> None:
+    """Is everything there that further good parts cannot bring? To be asked before anybody shows them.
+
+    Raises:
+        CalibrationError: the method needs bad parts, or costs.
+    """
+    if method in _FROM_BOTH and not bad:
+        raise CalibrationError(f"no bad parts; {give_bad}")
+    if method == "cost":
+        _cost_a_part(wishes)
 
 
 def _conformal(good: Parts, wishes: Wishes, bad: Parts | None) -> Proposal:
@@ -174,10 +186,7 @@ def _f_beta(good: Parts, wishes: Wishes, bad: Parts) -> Proposal:
 
 
 def _cost(good: Parts, wishes: Wishes, bad: Parts) -> Proposal:
-    if wishes.escape_cost is None or wishes.overkill_cost is None or wishes.defects is None:
-        raise CalibrationError("costs are not known; give --cost-escape, --cost-overkill and --defects, the share of bad parts")
-    chosen = choose(good, bad, expected_cost(wishes.escape_cost, wishes.overkill_cost, wishes.defects))
-    return _labelled("cost", chosen, good, bad, [])
+    return _labelled("cost", choose(good, bad, _cost_a_part(wishes)), good, bad, [])
 
 
 def _zero_escape(good: Parts, wishes: Wishes, bad: Parts) -> Proposal:
@@ -194,6 +203,12 @@ _FROM_BOTH: Mapping[Method, Callable[[Parts, Wishes, Parts], Proposal]] = {
     "cost": _cost,
     "zero-escape": _zero_escape,
 }
+
+
+def _cost_a_part(wishes: Wishes) -> Objective:
+    if wishes.escape_cost is None or wishes.overkill_cost is None or wishes.defects is None:
+        raise CalibrationError("costs are not known; give --cost-escape, --cost-overkill and --defects, the share of bad parts")
+    return expected_cost(wishes.escape_cost, wishes.overkill_cost, wishes.defects)
 
 
 def _labelled(method: Method, chosen: Chosen, good: Parts, bad: Parts, warnings: list[str]) -> Proposal:
@@ -229,6 +244,12 @@ def _proposal(
 ) -> Proposal:
     if escape is None and bad is not None:
         escape = escape_rate(bad, threshold)
+    if bad is not None and 2 * bad.above(threshold) <= bad.count:
+        warnings = [
+            *warnings,
+            f"{bad.count - bad.above(threshold):.3g} of {bad.count} bad parts would pass: that is hardly an inspection; allow a"
+            " higher rate, or train again",
+        ]
     if len(good.scores) > good.count:
         warnings = [*warnings, f"{len(good.scores)} pictures are of {good.count} parts, and a part counts once"]
     return Proposal(

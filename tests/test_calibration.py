@@ -202,6 +202,26 @@ def test_the_door_refuses_a_record_that_cannot_be_written_before_an_image_is_rea
     assert "could not be written (Not a directory)" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("inspector", "good")
+@pytest.mark.parametrize("more", [("--station", " "), ("--camera", "")])
+def test_the_door_refuses_a_name_that_is_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, str]
+) -> None:
+    assert fit(tmp_path, *more) == 2
+    assert capsys.readouterr().err == f"error: {more[0]} is empty, expected its name as in the station's configuration\n"
+
+
+@pytest.mark.usefixtures("inspector", "good")
+def test_the_door_refuses_a_history_that_is_not_whole_before_it_scores(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fit(tmp_path) == 0
+    (tmp_path / "line-1.history.jsonl").unlink()
+    monkeypatch.setattr("calibration.__main__.load_bundle", lambda path: pytest.fail("nothing may be loaded"))
+    assert fit(tmp_path) == 2
+    assert "keep both files for whoever looks into it" in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("inspector")
 def test_the_door_refuses_an_empty_folder_and_a_missing_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fit(tmp_path) == 2

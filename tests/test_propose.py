@@ -9,7 +9,7 @@ import pytest
 
 from calibration import CalibrationError
 from calibration.parts import parts_of
-from calibration.propose import METHODS, Wishes, propose
+from calibration.propose import METHODS, Wishes, check_needs, propose
 
 RANDOM = np.random.default_rng(1)
 GOOD = parts_of(RANDOM.gamma(3, 1, 200))
@@ -37,6 +37,21 @@ def test_without_bad_parts_three_methods_are_left_and_the_others_say_what_they_n
         comparison.of("cost")
     with pytest.raises(CalibrationError, match="method 'guess', expected one of: conformal"):
         comparison.of("guess")
+
+
+def test_what_further_good_parts_cannot_bring_is_asked_for_first() -> None:
+    for method in METHODS:
+        if method in ("f-beta", "cost", "zero-escape"):
+            with pytest.raises(CalibrationError, match="no bad parts"):
+                check_needs(method, Wishes(), bad=False)
+        else:
+            check_needs(method, Wishes(), bad=False)
+    for method in METHODS:
+        if method != "cost":
+            check_needs(method, Wishes(), bad=True)
+    with pytest.raises(CalibrationError, match="costs are not known"):
+        check_needs("cost", Wishes(escape_cost=9.0, overkill_cost=1.0), bad=True)
+    check_needs("cost", Wishes(escape_cost=9.0, overkill_cost=1.0, defects=0.1), bad=True)
 
 
 def test_a_method_that_refuses_keeps_no_other_from_its_threshold() -> None:
@@ -72,6 +87,17 @@ def test_few_bad_parts_and_thresholds_inside_the_noise_are_warned_of(method: str
     assert any("inside the noise" in warning for warning in near.of(method).warnings)
     far = propose(GOOD, COSTS, parts_of(np.linspace(40, 60, 30)))
     assert not any("inside the noise" in warning for warning in far.of(method).warnings)
+
+
+def test_a_threshold_that_half_of_the_bad_parts_pass_is_warned_of_by_every_method() -> None:
+    like_good = parts_of([*RANDOM.gamma(3, 1, 15), *(RANDOM.gamma(3, 1, 15) + 40)])
+    said = propose(GOOD, Wishes(rate=0.01), like_good).of("conformal").warnings
+    assert any("15 of 30 bad parts would pass" in line for line in said)
+    # the cheapest is to let all pass
+    dear = propose(GOOD, Wishes(escape_cost=1, overkill_cost=1e6, defects=0.001), parts_of(GOOD.scores[-30:] - 1)).of("cost")
+    assert any("30 of 30 bad parts would pass" in line for line in dear.warnings)
+    more = parts_of([*like_good.scores, 50.0])
+    assert not any("bad parts would pass" in line for line in propose(GOOD, Wishes(rate=0.01), more).of("conformal").warnings)
 
 
 def test_pictures_of_the_same_part_are_said() -> None:
