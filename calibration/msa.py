@@ -65,10 +65,13 @@ def read_study(path: Path | str, threshold: float | None = None) -> Study:
         threshold: where there are scores and no decisions, a score above it is a reject.
 
     Raises:
-        CalibrationError: unreadable, a column missing, a word or number that is none, a part judged twice under one repeat, or
-            not as often as the others, a reference that changes, or nothing to analyse. The line is named.
+        CalibrationError: a threshold that is not finite, a file that is unreadable or has a column missing, a word or number
+            that is none, a part judged twice under one repeat, or not as often as the others, a reference that changes, or
+            nothing to analyse. The line is named.
     """
     path = Path(path)
+    if threshold is not None and not math.isfinite(threshold):
+        raise CalibrationError(f"threshold is {threshold}, expected a finite number, as the station's record has it")
     names, rows = _read(path)
     missing = [name for name in _KEYS if name not in names]
     if missing or not {"score", "decision"} & set(names):

@@ -54,7 +54,7 @@ def read_scores(path: Path, bound: Mapping[str, str]) -> tuple[list[Scored], int
 
     Raises:
         CalibrationError: unreadable, no column `score`, a score that is no number, an unknown label, another bundle or engine,
-            or the same picture twice.
+            or the same picture, or the same part with the same score, twice.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -68,6 +68,7 @@ def read_scores(path: Path, bound: Mapping[str, str]) -> tuple[list[Scored], int
     scored: list[Scored] = []
     left_out = 0
     first: dict[str, int] = {}
+    rows_of: dict[tuple[str, float], int] = {}
     try:
         for row in rows:
             one = _row(row, bound, labelled="label" in (rows.fieldnames or ()), line=rows.line_num)
@@ -76,6 +77,12 @@ def read_scores(path: Path, bound: Mapping[str, str]) -> tuple[list[Scored], int
                 continue
             if one.pixels is not None and first.setdefault(one.pixels, rows.line_num) != rows.line_num:
                 raise CalibrationError(f"line {rows.line_num}: the same picture as line {first[one.pixels]}; remove one")
+            row_of = rows_of.setdefault((one.name, one.score), rows.line_num)
+            if row_of != rows.line_num and one.pixels is None and one.group is None:
+                raise CalibrationError(
+                    f"line {rows.line_num}: part {one.name} with the score of line {row_of} again; remove one, or give both the"
+                    " same group if they are two pictures of it"
+                )
             scored.append(one)
     except (CalibrationError, csv.Error) as error:
         raise CalibrationError(f"{path}: {error}") from None

@@ -156,6 +156,8 @@ def _challenge(arguments: argparse.Namespace, who: str) -> int:
 def _msa(arguments: argparse.Namespace, who: str) -> int:
     if arguments.out.is_dir():
         raise EngineError(f"{arguments.out}: a folder, expected the path of the page to write, such as msa.html")
+    if arguments.out.resolve() == arguments.csv.resolve():
+        raise EngineError(f"{arguments.out}: the study itself, which the page would replace; give another --out")
     analysis = analyse(read_study(arguments.csv, arguments.threshold))
     when = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     write_file(arguments.out, render(analysis, title=arguments.title, when=when, who=who))

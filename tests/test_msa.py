@@ -48,6 +48,10 @@ def test_scores_are_decided_by_the_threshold_where_there_are_no_decisions(tmp_pa
     assert decided.scores is not None
     assert (decided.decisions == (decided.scores > 2.2)).all()
     assert decided.threshold == 2.2
+    at = float(decided.scores[0, 5, 0])  # which passes, as at the station
+    on_it = read_study(path, at).decisions
+    assert on_it is not None
+    assert not on_it[0, 5, 0]
 
 
 @pytest.mark.parametrize(
@@ -146,4 +150,12 @@ def test_the_door_refuses_what_it_cannot_use(tmp_path: Path, capsys: pytest.Capt
     errors = capsys.readouterr().err
     assert "cannot be read" in errors
     assert "a folder, expected the path of the page" in errors
+    for threshold in ("nan", "inf"):  # nothing is above them, so that all would pass
+        assert msa(tmp_path, "--threshold", threshold) == 2
+    study = (tmp_path / "study.csv").read_bytes()
+    assert msa(tmp_path, "--out", str(tmp_path / "study.csv")) == 2
+    assert (tmp_path / "study.csv").read_bytes() == study
+    errors = capsys.readouterr().err
+    assert "threshold is nan, expected a finite number" in errors
+    assert "the study itself, which the page would replace" in errors
     assert not (tmp_path / "msa.html").exists()

@@ -56,11 +56,17 @@ def test_a_group_named_like_a_place_is_not_that_place(tmp_path: Path) -> None:
         (f"score,bundle\n1,{'c' * 64}\n", "line 2: made with bundle cccccccccccc, expected bbbbbbbbbbbb"),
         (f"score,engine\n1,{'e' * 64}\n2,{'f' * 64}\n", "line 3: made with engine ffff"),
         ("score,pixels\n1,aa\n2,bb\n3,aa\n", "line 4: the same picture as line 2"),
+        ("part,score\na,1\nb,1\na,2\na,1\n", "line 5: part a with the score of line 2 again"),
     ],
 )
 def test_what_cannot_be_used_is_named_with_its_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(CalibrationError, match=message):
         read(tmp_path, text)
+
+
+def test_two_pictures_of_a_part_with_the_same_score_are_one_group_or_have_digests(tmp_path: Path) -> None:
+    assert split(read(tmp_path, "part,score,group\na,1,a\na,1,a\nb,1,\n")[0])[0].count == 2
+    assert len(read(tmp_path, "part,score,pixels\na,1,aa\na,1,bb\n")[0]) == 2
 
 
 def test_a_missing_file_and_one_that_is_no_text_are_refused(tmp_path: Path) -> None:
