@@ -230,9 +230,9 @@ def in_words(name: str, sizes: Sizes, mm_per_pixel: float | None) -> str:
 
     what = "defects" if name == ALL else name
     said = f"finds {what} of {length(sizes.a90)} or more with 90 % probability"
-    if sizes.a90_95 is None:
-        return f"{said}; not with 95 % confidence: {sizes.reason}"
     doubt = "; the curve fits badly, look at it" if sizes.misfit is not None and sizes.misfit < _MISFIT else ""
+    if sizes.a90_95 is None:
+        return f"{said}; not with 95 % confidence: {sizes.reason}{doubt}"
     return f"{said}, with 95 % confidence {length(sizes.a90_95)}{doubt}"
 
 

@@ -14,12 +14,13 @@ import pytest
 
 from calibration import CalibrationError
 from calibration.__main__ import main
-from calibration.capability import ALL, LEVELS, NAMES, Capability, curve_of, in_words, region_of, summarise
+from calibration.capability import ALL, LEVELS, NAMES, Capability, curve_of, in_words, region_of, summarise, to_trials
 from calibration.capability_door import MAP, PAGE, RECORD
 from calibration.capability_map import draw_map
 from calibration.capability_page import render
 from calibration.probes import (
     Plan,
+    Probe,
     draw_probes,
     find_part,
     judged_region,
@@ -28,6 +29,7 @@ from calibration.probes import (
 )
 from calibration.record import Calibration, load_calibration, save_calibration
 from calibration.saliency import Saliency
+from edge.verdict import Outcome, compare
 from engines.bundle import load_bundle
 from engines.images import Image, decode_image, encode_png, read_image
 from engines.inspector import Inspector, Score
@@ -245,6 +247,13 @@ def test_the_usual_sizes_go_with_the_image() -> None:
     assert usual_sizes([(64, 64)]) == pytest.approx((2.0, 64 / 3))
 
 
+def test_a_score_at_the_threshold_is_a_miss_as_at_the_station() -> None:
+    probe = Probe("scar-noise", 0, 0.5, 0.5, 4.0, 30.0, 20.0, 1.5)
+    scores = (1.5, float(np.nextafter(1.5, 2)))
+    trials = to_trials([dataclasses.replace(probe, score=score) for score in scores], 1.5)
+    assert trials.found.tolist() == [compare(score, 1.5)[0] is Outcome.REJECT for score in scores] == [False, True]
+
+
 def test_the_words_say_pixels_millimetres_and_what_is_not_known(capability: Capability) -> None:
     sizes = capability.kinds[ALL].model_copy(update={"a90": 14.2, "a90_95": 17.0, "misfit": 0.5})
     assert in_words("scars", sizes, None) == "finds scars of 14.2 px or more with 90 % probability, with 95 % confidence 17 px"
@@ -252,6 +261,7 @@ def test_the_words_say_pixels_millimetres_and_what_is_not_known(capability: Capa
     assert "fits badly" in in_words("scars", sizes.model_copy(update={"misfit": 0.001}), None)
     unbounded = sizes.model_copy(update={"a90_95": None, "reason": "the bound is far"})
     assert in_words("scars", unbounded, None).endswith("not with 95 % confidence: the bound is far")
+    assert in_words("scars", unbounded.model_copy(update={"misfit": 0.001}), None).endswith("the curve fits badly, look at it")
     unknown = sizes.model_copy(update={"a90": None, "reason": "none was found"})
     assert in_words("scars", unknown, None) == "scars: no size can be stated: none was found"
 
