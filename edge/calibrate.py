@@ -13,8 +13,8 @@ from pathlib import Path
 from calibration import CalibrationError
 from calibration.challenge import find_challenge, run_challenge, wrong_parts
 from calibration.fit import beyond_provisional, bound_to, make_calibration
-from calibration.history import history_path, write
-from calibration.propose import Proposal, Wishes, propose
+from calibration.history import check_whole, history_path, write
+from calibration.propose import Comparison, Proposal, Wishes, check_needs, propose
 from calibration.record import Calibration, load_calibration
 from calibration.reference import make_reference, save_reference
 from calibration.scores import Scored, read_scores, split
@@ -88,11 +88,14 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     out: Path = arguments.out or config.calibration
     if out.is_dir():
         raise StationError(f"{out}: a folder, expected the path of the record to write, such as line-3.json")
+    check_whole(out)
     if not arguments.from_journal and arguments.method == "conformal":
         check_enough(arguments.count, wishes.rate)  # before anybody shows a part
     excluded = [_exclusion(text) for text in arguments.exclude]
     if arguments.from_journal and excluded:
         raise StationError("--exclude is for pictures that are taken now; label a part of the journal again instead")
+    if not (arguments.yes or _can_ask()):
+        console.warn("nobody can be asked here, there is no terminal: nothing will be written; give --yes to put it in force")
     bundle = load_bundle(config.bundle)
     with Inspector(
         bundle, config.backend, precision=config.precision, threads=config.threads, search=config.search
@@ -146,6 +149,7 @@ class _Run:
 
     def take(self, excluded: Sequence[tuple[str, str]]) -> None:
         """Good parts from the camera."""
+        check_needs(self._arguments.method, self._wishes, bad=bool(self._bad))
         stamp = f"{datetime.datetime.now(datetime.timezone.utc):%Y%m%dT%H%M%S.%fZ}"
         folder = self._out.parent / f"{self._out.stem}.parts" / stamp
         gathering = Gathering(self._inspector, folder, self._out.parent)
@@ -181,7 +185,7 @@ class _Run:
             comparison = propose(good, self._wishes, bad, give_bad=_GIVE_BAD)
             self._show_parts(counted)
             show_comparison(comparison)
-            proposal = comparison.of(self._arguments.method)
+            proposal = self._chosen(comparison)
             calibration = make_calibration(
                 self._inspector,
                 proposal,
@@ -215,6 +219,19 @@ class _Run:
                 self._exclude(*_exclusion(answer))
             except StationError as error:
                 console.warn(str(error))
+
+    def _chosen(self, comparison: Comparison) -> Proposal:
+        """The threshold of the method that was asked for. Raises StationError, with what can still be done, without one."""
+        try:
+            return comparison.of(self._arguments.method)
+        except CalibrationError as error:
+            if not self._parts:
+                raise
+            folder = self._out.parent / Path(self._parts[0].name).parent
+            raise StationError(
+                f"{error}; nothing was written, and the pictures stay in {folder}: begin again with a higher --count or with"
+                " another method or rate, or take a threshold from these with `calibration fit --images`"
+            ) from None
 
     def _kept(self) -> list[Good]:
         gone = {left.part.number for left in self._left}
@@ -359,16 +376,23 @@ def _in_force(config: StationConfig) -> Calibration | None:
         return None
 
 
+def _can_ask() -> bool:
+    return sys.stdin.isatty() and console.out.is_terminal
+
+
 def _ask(*, can_exclude: bool) -> str:
     """`yes`, `no`, or a part and a reason; `no` where nobody can be asked."""
-    if not (sys.stdin.isatty() and console.out.is_terminal):
-        console.warn("nobody can be asked here, there is no terminal; give --yes to put it in force")
+    if not _can_ask():
         return "no"
     more = ", or PART: WHY to leave a part out" if can_exclude else ""
     while True:
         try:
             text = input(f"put it in force? yes or no{more}: ").strip()
         except EOFError:
+            console.say("")  # what follows begins a line of its own
             return "no"
+        except KeyboardInterrupt:
+            console.say("")
+            raise
         if text in ("yes", "no") or (can_exclude and ":" in text):
             return text

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 _BINS = 12
-_WIDTH = 48
+_WIDTH = 22  # so that a line with the mark fits in 80 columns: a live one is cut off there
 
 
 def histogram(scores: Sequence[float], threshold: float | None = None, mark: str = "") -> list[str]:

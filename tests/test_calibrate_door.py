@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +18,9 @@ from calibration.history import read_history
 from calibration.record import load_calibration
 from calibration.reference import load_reference
 from edge.__main__ import main
-from engines import console
+from engines import EngineError, console
 from engines.images import Image, pixel_digest, read_image
+from engines.inspector import Inspector, Score
 from tests.fakes import FakeRejector, cells, flat, journal_rows, textured, write_pictures, write_tiny_bundle, write_tiny_recipe
 
 SIDE = 64
@@ -91,7 +94,9 @@ def test_an_auditor_finds_the_very_pictures_that_the_threshold_is_from(config: P
 def test_without_a_yes_nothing_is_written_and_it_ends_with_1(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert calibrate(config, "--count", str(PARTS)) == 1
     assert written(config) == []
-    assert "nobody can be asked here" in capsys.readouterr().err
+    caught = capsys.readouterr()
+    assert caught.err.splitlines()[0].startswith("warning: nobody can be asked here")  # before anybody shows a part
+    assert "nothing was written" in caught.out
 
 
 def answers(monkeypatch: pytest.MonkeyPatch, *texts: str) -> None:
@@ -160,6 +165,28 @@ def test_what_says_nothing_is_not_counted(config: Path, capsys: pytest.CaptureFi
     assert any(line.startswith("1 parts had no picture or no score") for line in entry.warnings)
 
 
+def test_a_part_without_a_score_is_not_counted_and_is_told(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, broken = Inspector.score, {pixel_digest(part(5)): math.nan, pixel_digest(part(9)): math.inf}
+
+    def score(inspector: Inspector, image: Image) -> Score:
+        if pixel_digest(image) == pixel_digest(part(11)):
+            raise EngineError("frame is 7 x 7")
+        found = real(inspector, image)
+        return dataclasses.replace(found, value=broken.get(pixel_digest(image), found.value))
+
+    monkeypatch.setattr(Inspector, "score", score)
+    assert taken(config) == 0
+    said = capsys.readouterr().err
+    assert "not counted, no score: 6.png: its score is nan; at the station it is a FAULT" in said
+    assert "not counted, no score: 10.png: its score is inf" in said
+    assert "not counted, no score: 12.png: frame is 7 x 7; at the station it is a FAULT" in said
+    (entry,) = read_history(config.parent / "line-1.json").entries
+    assert entry.calibration.n == PARTS - 3
+    assert any(line.startswith("3 parts had no picture or no score") for line in entry.warnings)
+
+
 def test_odd_parts_are_told_and_not_left_out(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     blurred = cv2.GaussianBlur(part(100), (0, 0), 2)
     write_pictures(config.parent / "parts", [*(part(seed) for seed in range(PARTS)), blurred, part(101, level=60)])
@@ -177,6 +204,66 @@ def test_a_method_that_needs_bad_parts_says_how_this_door_takes_them(config: Pat
     assert f"no f-beta: {told}" in " ".join(capsys.readouterr().out.split())
     assert taken(config, "--method", "f-beta") == 2
     assert told in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("method", ["f-beta", "cost", "zero-escape"])
+def test_a_method_that_needs_bad_parts_is_refused_before_anybody_shows_a_good_one(
+    config: Path, capsys: pytest.CaptureFixture[str], method: str
+) -> None:
+    assert taken(config, "--method", method) == 2
+    assert "no bad parts" in capsys.readouterr().err
+    assert not (config.parent / "line-1.parts").exists()
+
+
+def test_pictures_enough_and_parts_too_few_lose_no_picture(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    again = [np.clip(part(3).astype(np.int16) + shade, 0, 255).astype(np.uint8) for shade in range(1, 11)]
+    write_pictures(config.parent / "parts", [*(part(seed) for seed in range(15)), *again])
+    assert taken(config, "--count", "25") == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    (folder,) = (config.parent / "line-1.parts").iterdir()
+    assert "15 good parts (on 25 images), expected at least 19 for a false-reject rate of 0.05" in said
+    assert f"the pictures stay in {folder}: begin again with a higher --count" in said
+    assert len(list(folder.iterdir())) == 25
+    assert written(config) == []
+
+
+def test_a_part_too_many_left_out_loses_no_picture(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers(monkeypatch, "2: scratched")
+    assert calibrate(config, "--count", "19") == 2
+    assert "18 good images, expected at least 19" in capsys.readouterr().err
+    (folder,) = (config.parent / "line-1.parts").iterdir()
+    assert len(list(folder.iterdir())) == 19
+    assert written(config) == []
+
+
+@pytest.mark.parametrize("end", [EOFError, KeyboardInterrupt])
+def test_whoever_goes_away_at_the_question_has_said_no(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], end: type[BaseException]
+) -> None:
+    answers(monkeypatch)
+
+    def gone(prompt: str) -> str:
+        raise end
+
+    monkeypatch.setattr("builtins.input", gone)
+    assert calibrate(config, "--count", str(PARTS)) == (1 if end is EOFError else 130)
+    assert written(config) == []
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1] == ("nothing was written: {} is as it was".format(config.parent / "line-1.json") if end is EOFError else "")
+
+
+def test_a_history_that_is_not_whole_is_refused_before_anybody_shows_a_part(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert taken(config) == 0
+    shown = sorted((config.parent / "line-1.parts").iterdir())
+    (config.parent / "line-1.history.jsonl").unlink()
+    capsys.readouterr()
+    assert taken(config) == 2
+    assert "keep both files for whoever looks into it" in capsys.readouterr().err
+    assert sorted((config.parent / "line-1.parts").iterdir()) == shown
 
 
 def test_too_few_for_the_rate_are_refused_before_anybody_shows_one(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
