@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 from calibration import CalibrationError
 from calibration.__main__ import main
@@ -17,7 +19,7 @@ from calibration.probes import GoodImage, Plan, score_good
 from calibration.record import load_calibration, save_calibration
 from engines.__main__ import main as engines_main
 from engines.bundle import Variant, load_bundle
-from engines.images import Image, encode_png
+from engines.images import Image, encode_png, pixel_digest, read_image
 from engines.inspector import Inspector
 from engines.verify import verify_golden
 from tests.fakes import cells, conformal_record, feature_graph, flat, textured, write_pictures, write_tiny_bundle
@@ -63,7 +65,9 @@ def test_an_image_above_the_threshold_needs_a_persons_word() -> None:
 
 
 def test_an_image_without_a_score_is_never_normal() -> None:
-    assert split_candidates(images_with([1.0, 1.0, 1.0, float("nan")]), 2.0, [])[0] != [0, 1, 2, 3]
+    normal, _, left_out = split_candidates(images_with([1.0, 1.0, 1.0, float("nan")]), 2.0, [])
+    assert 3 not in normal
+    assert 3 in left_out
 
 
 def test_a_name_that_no_image_has_is_refused() -> None:
@@ -91,7 +95,10 @@ def test_every_image_is_judged_by_a_bank_that_does_not_hold_it(adapter: Adapter)
         for number in own:
             rows = adapter.candidates.features.reshape(12, 64, 3)[number]
             assert not (held.rows[:, None] == rows).all(axis=2).any()
-    assert np.isfinite(scores).all()
+    for number, (image, score) in enumerate(zip(adapter.images, scores.tolist(), strict=True)):
+        assert score == scorers[adapter.fold[number]].score(read_image(image.path)).value
+        whole = adapter.scorer(adapter.extended())
+        assert score != pytest.approx(whole.score(read_image(image.path)).value)  # which holds it
 
 
 def test_the_stations_images_score_lower_with_their_like_in_the_bank(adapter: Adapter) -> None:
@@ -161,6 +168,18 @@ def test_an_odd_image_is_left_out_and_listed_until_it_is_accepted(station: Path,
     assert (extension.accepted, extension.left_out, len(extension.images)) == (("odd.png",), (), 13)
 
 
+def test_what_nobody_vouched_for_is_not_in_the_bank(station: Path) -> None:
+    odd = flat(230)
+    (station / "good" / "odd.png").write_bytes(encode_png(odd))
+    assert adapt(station) == 0
+    new = load_bundle(station / "new")
+    (extension,) = new.manifest.provenance.extensions
+    assert len(extension.images) == 12
+    assert pixel_digest(odd) not in {*extension.images, *new.learnt_from()}
+    with Inspector(new, threads=1) as inspector:
+        assert inspector.score(odd).value > load_calibration(station / "line-2.json").threshold
+
+
 def test_a_precision_that_still_agrees_is_kept_with_its_graph(station: Path) -> None:
     variant = Variant(precision="fp16", images=2, max_difference=0.0, flips=0, offered=True)
     made = load_bundle(station / "bundle")
@@ -177,6 +196,34 @@ def test_a_precision_that_still_agrees_is_kept_with_its_graph(station: Path) -> 
     assert adapt(station) == 0
     again = load_bundle(station / "new").manifest.variant("fp16")
     assert again is not None and again.offered and again.images >= 1
+
+
+def brighter_graph() -> bytes:
+    """A network to which every picture looks ten times as bright, and so like none in the bank."""
+    model = onnx.ModelProto.FromString(feature_graph(convolution=True))
+    (kernel,) = (tensor for tensor in model.graph.initializer if tensor.name == "kernel")
+    kernel.CopyFrom(numpy_helper.from_array(10 * numpy_helper.to_array(kernel), "kernel"))
+    return bytes(model.SerializeToString())
+
+
+def test_a_precision_that_decides_otherwise_with_the_new_bank_is_not_offered(station: Path) -> None:
+    variant = Variant(precision="fp16", images=2, max_difference=0.0, flips=0, offered=True)
+    write_tiny_bundle(
+        station / "bundle",
+        rows=cells(126, 127, 128, 129, 130),
+        golden=(flat(128), flat(100), flat(180)),
+        variants=(variant,),
+        graphs={"fp16": brighter_graph()},
+    )
+    with Inspector(load_bundle(station / "bundle"), threads=1) as inspector:
+        paths = sorted((station / "calibrated-on").iterdir())
+        save_calibration(station / "line-2.json", conformal_record(inspector, paths, station="line-2", rate=0.1))
+    assert adapt(station) == 0
+    new = load_bundle(station / "new")
+    again = new.manifest.variant("fp16")
+    assert again is not None and not again.offered
+    assert "golden images flip with the station's bank" in (again.reason or "")
+    assert not list((station / "new").glob("*fp16*"))
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,16 @@ def test_an_interaction_that_is_sure_stays_apart_by_hand() -> None:
     assert (found.parts, found.operators, found.distinct) == (0, 0, 0)
 
 
+def test_components_that_would_be_negative_are_0_by_hand() -> None:
+    # one operator: both parts have the mean 0.5, within 0.5, so parts (0 - 0.5) / 2
+    alone = components_of(np.array([[[0.0, 1.0], [0.0, 1.0]]]))
+    assert (alone.repeatability, alone.parts) == (pytest.approx(0.5), 0.0)
+    # two, whose means are all the same: operators and parts (0 - 0.4) below 0, the interaction pooled
+    both = components_of(np.array([[[0.0, 1.0], [0.0, 1.0]], [[0.0, 1.0], [0.0, 1.0]]]))
+    assert (both.operators, both.interaction, both.parts, both.pooled) == (0.0, 0.0, 0.0, True)
+    assert both.repeatability == pytest.approx(8 * 0.25 / 5)  # eight squares of 0.5, 4 + 1 degrees of freedom
+
+
 def test_a_perfect_gauge_and_one_that_sees_nothing() -> None:
     perfect = components_of(np.broadcast_to(np.arange(5.0)[None, :, None], (2, 5, 3)))
     assert (perfect.gauge, perfect.share(perfect.gauge), perfect.distinct) == (0, 0, 1_000_000)

@@ -4,20 +4,35 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
 import pytest
 
 import edge.run as assembly
-from calibration.record import load_calibration, save_calibration
+from calibration.record import Calibration, load_calibration, save_calibration
+from calibration.reference import Reference, make_reference
 from edge.__main__ import main
 from edge.changeover import Changeover
+from edge.clock import SystemClock
 from edge.config import load_recipes
 from edge.rejector import DryRunRejector
+from edge.station import Condition
 from edge.verdict import Verdict
-from tests.fakes import cells, flat, journal_rows, textured, write_pictures, write_recipes, write_tiny_bundle
+from edge.watchers import Watchers
+from tests.fakes import (
+    cells,
+    flat,
+    journal_rows,
+    textured,
+    tiny_calibration,
+    write_pictures,
+    write_recipes,
+    write_tiny_bundle,
+)
 from tests.test_calibrate_door import part
+from tests.test_drift_watch import CALIBRATION, reference, rows, verdict
 
 PARTS = 40
 SECTIONS = "drift: {}\nchallenge: {path: challenge}\n"
@@ -149,6 +164,29 @@ def test_a_reference_that_does_not_hold_is_refused_at_the_start(
     words = "cannot be read" if keeps == "missing" else "drift reference is for calibration"
     assert words in caught.err
     assert "FAULT  drift: " in caught.out
+
+
+def test_after_a_change_parts_are_watched_against_what_is_in_force_then(config: Path) -> None:
+    conditions: list[Condition] = []
+    station: Any = SimpleNamespace(require=conditions.append, note=lambda name, details: None)
+
+    def loaded(reference: Reference, calibration: Calibration) -> Any:
+        return SimpleNamespace(reference=reference, calibration=calibration)
+
+    (wanted,) = load_recipes(config).values()
+    alone = wanted.model_copy(update={"challenge": None})
+    watchers = Watchers(alone, station, SystemClock(), later=station.note, say=print, complain=print)
+    watchers.start(loaded(reference(), CALIBRATION), "Ada", lambda: None)
+    other = tiny_calibration(9.0)
+    soft = [(str(number), tuple(row)) for number, row in enumerate(rows(100, 1, sharpness=-12).tolist())]
+    watchers.change(loaded(make_reference(other, soft, who="Ada"), other))
+    (condition,) = conditions
+    for row in rows(60, 2, sharpness=-12):
+        watchers.tell(verdict(row))
+    assert condition.fault() == ""
+    for row in rows(60, 3):  # as it was before the change
+        watchers.tell(verdict(row))
+    assert "focus drifted" in condition.fault()
 
 
 def test_a_recipe_is_challenged_before_it_may_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
