@@ -116,6 +116,12 @@ def _say(compared: Comparison, count: int) -> None:
         ),
         [cells("as it was", compared.before), cells("extended", compared.after)],
     )
+    before, after = compared.before.size, compared.after.size
+    if after.found * before.tried < before.found * after.tried:
+        console.warn(
+            f"the extended bank finds fewer of the defects, {after.found} of {after.tried} instead of {before.found} of"
+            f" {before.tried}: look whether a bad part is among the images, or keep the old bundle"
+        )
     for name, side in (("as it was", compared.before), ("extended", compared.after)):
         if side.size.reason is not None:
             console.say(f"bank {name}: {side.size.reason}")

@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
 
-from calibration import CalibrationError
+from calibration import CalibrationError, adapt_door
 from calibration.__main__ import main
-from calibration.adapt import Adapter, compare, split_candidates, write_extended
+from calibration.adapt import Adapter, Comparison, compare, split_candidates, write_extended
 from calibration.probes import GoodImage, Plan, score_good
 from calibration.record import load_calibration, save_calibration
 from engines.__main__ import main as engines_main
@@ -166,6 +168,22 @@ def test_an_odd_image_is_left_out_and_listed_until_it_is_accepted(station: Path,
     assert adapt(station, "--accept", "odd.png", out="accepted") == 0
     extension = load_bundle(station / "accepted").manifest.provenance.extensions[0]
     assert (extension.accepted, extension.left_out, len(extension.images)) == (("odd.png",), (), 13)
+
+
+def test_an_extended_bank_that_finds_less_is_warned_of(
+    station: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = adapt_door.compare
+
+    def compare_backwards(*arguments: Any) -> Comparison:
+        found = real(*arguments)
+        return replace(found, before=found.after, after=found.before)
+
+    assert adapt(station) == 0
+    assert "finds fewer of the defects" not in capsys.readouterr().err
+    monkeypatch.setattr(adapt_door, "compare", compare_backwards)
+    assert adapt(station, out="worse") == 0
+    assert "finds fewer of the defects" in capsys.readouterr().err
 
 
 def test_what_nobody_vouched_for_is_not_in_the_bank(station: Path) -> None:
