@@ -74,8 +74,6 @@ class DriftWatch:
         if self._reference is None:
             return
         watched = self._by_reference[self._reference]
-        if watched.alarm:
-            return
         try:
             self._take(watched, verdict)
         except Exception as error:  # whatever watching raises
@@ -114,6 +112,8 @@ class DriftWatch:
         if verdict.outcome is not Outcome.PASS:
             return
         watched.rejects = 0
+        if watched.alarm:
+            return
         if verdict.score is None or verdict.appearance is None:
             raise StationError(f"part {verdict.part} passed and nobody measured what it looks like")
         drifted = watched.monitor.observe(verdict.score, verdict.appearance)

@@ -87,6 +87,19 @@ def test_to_warn_alone_lets_the_station_go_on_and_says_so() -> None:
     assert station.said[1].endswith("judged on all the same, as on_alarm says")
 
 
+def test_where_an_alarm_is_only_said_rejects_in_a_row_are_said_all_the_same() -> None:
+    station = Watched(on_alarm="warn")
+    station.passed(rows(60, seed=1, sharpness=-12))
+    station.rejected(19)
+    assert station.names.count("drift-alarm") == 1
+    station.rejected(2)
+    assert station.names.count("drift-alarm") == 2
+    assert "20 parts were rejected one after the other" in station.said[-1]
+    station.passed(rows(5, seed=2))
+    station.rejected(20)  # again, after parts that passed
+    assert station.names.count("drift-alarm") == 3
+
+
 def test_what_did_not_pass_says_nothing_about_drift() -> None:
     station = Watched(reject_run=0)
     for row in rows(200, seed=1, sharpness=-12):
