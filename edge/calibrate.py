@@ -149,7 +149,7 @@ class _Run:
 
     def take(self, excluded: Sequence[tuple[str, str]]) -> None:
         """Good parts from the camera."""
-        check_needs(self._arguments.method, self._wishes, bad=bool(self._bad))
+        check_needs(self._arguments.method, self._wishes, bad=bool(self._bad), give_bad=_GIVE_BAD)
         stamp = f"{datetime.datetime.now(datetime.timezone.utc):%Y%m%dT%H%M%S.%fZ}"
         folder = self._out.parent / f"{self._out.stem}.parts" / stamp
         gathering = Gathering(self._inspector, folder, self._out.parent)

@@ -16,7 +16,7 @@ def histogram(scores: Sequence[float], threshold: float | None = None, mark: str
     Args:
         scores: finite.
         threshold: drawn where it is; one beyond all scores gets a line of its own, above or below.
-        mark: behind it, such as that it was set by hand.
+        mark: behind it, such as that it was set by hand; no longer than that.
     """
     if not scores:
         return []
@@ -25,7 +25,7 @@ def histogram(scores: Sequence[float], threshold: float | None = None, mark: str
     most = max(counts)
     lines, marked = [], False
     for count, low, high in zip(counts.tolist(), edges[:-1].tolist(), edges[1:].tolist(), strict=True):
-        bar = "#" * round(_WIDTH * count / most) or ("." if count else "")
+        bar = "#" * round((_WIDTH - len(mark)) * count / most) or ("." if count else "")
         here = threshold is not None and not marked and low <= threshold <= high
         marked = marked or here
         lines.append(

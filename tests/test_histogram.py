@@ -34,12 +34,13 @@ def test_each_score_is_in_one_bar_and_the_threshold_is_there_once(scores: list[f
     assert sum(map(int, counts)) == len(scores)
 
 
-@given(SCORES, st.floats(-2e6, 2e6))
-def test_no_line_is_cut_off_on_a_terminal_of_80_columns(scores: list[float], threshold: float) -> None:
-    assert max(map(len, histogram(scores, threshold))) <= 80
+@given(SCORES, st.floats(-2e6, 2e6), st.sampled_from(["", " SET BY HAND"]))
+def test_no_line_is_cut_off_on_a_terminal_of_80_columns(scores: list[float], threshold: float, mark: str) -> None:
+    assert max(map(len, histogram(scores, threshold, mark))) <= 80
 
 
 def test_the_mark_beside_the_longest_bar_is_not_cut_off_either() -> None:
     lines = histogram([-1.23456e-05] * 99_999, -1.23456e-05)
     assert lines[0].endswith("#  <- threshold -1.235e-05")
     assert len(lines[0]) <= 80
+    assert histogram([-1.23456e-05] * 9, -1.23456e-05, " SET BY HAND")[0].endswith("#  <- threshold -1.235e-05 SET BY HAND")
