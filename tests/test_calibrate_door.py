@@ -359,6 +359,14 @@ def test_scores_come_from_the_journals_confirmed_parts(judged: Path, capsys: pyt
     assert sorted((judged.parent / "line-1.parts").iterdir()) == pictures
 
 
+def test_scores_of_another_bundle_are_not_taken_from_the_journal(judged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tiny_bundle(judged.parent / "bundle", rows=cells(127, 128), golden=(flat(128), textured(1)), threshold=None)
+    assert calibrate(judged, "--from-journal", "--yes") == 2
+    assert "no parts that a person found good with this bundle and engine" in capsys.readouterr().err
+    assert taken(judged) == 0
+    assert "what bad parts would have done is not known" in capsys.readouterr().out
+
+
 def test_a_person_who_looks_at_rejects_first_is_told_what_that_does(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert taken(config) == 0
     assert main(["run", "--config", str(config)]) == 0

@@ -94,6 +94,9 @@ def test_every_image_is_judged_by_a_bank_that_does_not_hold_it(adapter: Adapter)
         others = [number for number in range(12) if number not in own]
         assert {others[image - first] for image in held.image if image >= first} <= set(others)
         assert np.array_equal(scorer.ldknn.rows, held.rows)
+        for row, image in zip(held.rows, held.image, strict=True):  # each is of the image that it is said to be of
+            if image >= first:
+                assert (adapter.candidates.features.reshape(12, 64, 3)[others[image - first]] == row).all(axis=1).any()
         for number in own:
             rows = adapter.candidates.features.reshape(12, 64, 3)[number]
             assert not (held.rows[:, None] == rows).all(axis=2).any()
@@ -106,6 +109,18 @@ def test_every_image_is_judged_by_a_bank_that_does_not_hold_it(adapter: Adapter)
 def test_the_stations_images_score_lower_with_their_like_in_the_bank(adapter: Adapter) -> None:
     before = np.array([image.score for image in adapter.images])
     assert (adapter.cross_fitted()[1] < 0.5 * before).all()
+
+
+def test_a_golden_picture_that_comes_too_near_the_new_threshold_is_let_go(adapter: Adapter, tmp_path: Path) -> None:
+    golden = adapter.inspector.bundle.golden()
+    scorer = adapter.scorer(adapter.extended())
+    values = [scorer.score(image).value for image in golden.images]
+    # the new threshold is the highest of the scores, and their deviation the spread: one golden picture is at it
+    scores = np.append(np.zeros(11), values[1])
+    near = 0.1 * scores.std(ddof=1)
+    assert [abs(value - values[1]) > near for value in values] == [True, False, True]
+    write_extended(tmp_path / "clear", adapter, scores, accepted=[], left_out=[], station="line-2", who="Ada")
+    assert load_bundle(tmp_path / "clear").golden().names == (golden.names[0], golden.names[2])
 
 
 def test_both_banks_are_compared_on_the_same_images_and_defects(adapter: Adapter) -> None:

@@ -140,6 +140,17 @@ def test_one_part_judged_wrongly_and_nothing_passes(config: Path, capsys: pytest
     assert challenged["passed"] is False
     assert [wrong["name"] for wrong in challenged["wrong"]] == ["NG/2.png"]  # type: ignore[attr-defined]
     assert "challenge FAILED: 1 of 3 labelled parts judged wrongly: NG/2.png is NG and was a PASS" in capsys.readouterr().err
+    assert main(["check", "--config", str(config)]) == 1
+    assert "FAULT  challenge: " in capsys.readouterr().out
+
+
+def test_a_picture_that_the_challenge_names_and_that_is_gone_keeps_the_station_from_passing(config: Path) -> None:
+    (config.parent / "challenge/challenge.csv").write_text("image,label\nOK/1.png,OK\nNG/1.png,NG\nNG/gone.png,NG\n")
+    assert run(config) == 1
+    assert set(outcomes(config)) == {"FAULT"}
+    (challenged,) = events(config, "challenge")
+    (wrong,) = challenged["wrong"]  # type: ignore[misc]
+    assert (wrong["name"], wrong["decision"]) == ("NG/gone.png", "FAULT")
 
 
 def test_without_a_challenge_folder_nothing_passes(config: Path) -> None:
