@@ -95,7 +95,7 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     if arguments.from_journal and excluded:
         raise StationError("--exclude is for pictures that are taken now; label a part of the journal again instead")
     if not (arguments.yes or _can_ask()):
-        console.warn("nobody can be asked here, there is no terminal: nothing will be written; give --yes to put it in force")
+        console.warn("nobody can be asked here, there is no terminal: no threshold will be put in force; give --yes to do so")
     bundle = load_bundle(config.bundle)
     with Inspector(
         bundle, config.backend, precision=config.precision, threads=config.threads, search=config.search
@@ -229,7 +229,7 @@ class _Run:
                 raise
             folder = self._out.parent / Path(self._parts[0].name).parent
             raise StationError(
-                f"{error}; nothing was written, and the pictures stay in {folder}: begin again with a higher --count or with"
+                f"{error}; not put in force, and the pictures stay in {folder}: begin again with a higher --count or with"
                 " another method or rate, or take a threshold from these with `calibration fit --images`"
             ) from None
 

@@ -96,7 +96,7 @@ def test_without_a_yes_nothing_is_written_and_it_ends_with_1(config: Path, capsy
     assert written(config) == []
     caught = capsys.readouterr()
     assert caught.err.splitlines()[0].startswith("warning: nobody can be asked here")  # before anybody shows a part
-    assert "nothing was written" in caught.out
+    assert "not put in force" in caught.out
 
 
 def answers(monkeypatch: pytest.MonkeyPatch, *texts: str) -> None:
@@ -251,7 +251,7 @@ def test_whoever_goes_away_at_the_question_has_said_no(
     assert calibrate(config, "--count", str(PARTS)) == (1 if end is EOFError else 130)
     assert written(config) == []
     said = capsys.readouterr().out.splitlines()
-    assert said[-1] == ("nothing was written: {} is as it was".format(config.parent / "line-1.json") if end is EOFError else "")
+    assert said[-1] == ("not put in force: {} is as it was".format(config.parent / "line-1.json") if end is EOFError else "")
 
 
 def test_a_history_that_is_not_whole_is_refused_before_anybody_shows_a_part(

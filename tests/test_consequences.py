@@ -29,6 +29,6 @@ def test_what_two_thresholds_reject_of_the_same_parts() -> None:
 def test_a_shift_and_the_least_rate_that_so_many_parts_can_bound() -> None:
     rate = Estimate(expected=0.01, low=0.0025, high=0.02)
     said = consequences(Proposal("conformal", 1.0, rate, None, 199, 0, 199, ()), 8000)
-    assert said[-2] == "in a shift of 8000 good parts about 80 are rejected (20 to 160)"
+    assert said[-2] == "in a shift of 8,000 good parts about 80 (95 % confidence: 20 to 160) are rejected"
     assert said[-1].startswith("199 parts can bound the rate of false rejects at 0.5 % at best")
     assert len(consequences(Proposal("conformal", 1.0, rate, None, 199, 0, 199, ()), None)) == len(said) - 1
