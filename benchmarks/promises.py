@@ -5,7 +5,8 @@
 The first table fits the Pareto tail to scores from known distributions: the rate that its thresholds really have on average,
 the share of calibrations whose 95 % interval holds it, with the interval as told and with the usual parametric bootstrap, and
 what was refused. The second takes conformal thresholds from parts with one to seven pictures each, whose scores differ by part
-and, by the spread named, within a part.
+and, by the spread named, within a part. The third fits POD curves to hits and misses from known ones and counts how often
+a90/95 is at or above the true a90; defects share their image's luck, by the spread named on the logit.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import optimize, stats
+from scipy.special import expit
 
 from calibration import CalibrationError
 from calibration.intervals import realised
 from calibration.parts import parts_of
+from calibration.pod import PodCurve, Scale, Trials, UndeterminedError
 from calibration.tail import fit_tail
 from calibration.threshold import conformal
 from engines import console
@@ -33,6 +36,12 @@ _COUNTS = (100, 200, 500)
 _RATES = (0.05, 0.01, 0.005, 0.002, 0.001)
 _GROUPED = ((20, 0.05, 0.1), (40, 0.05, 0.1), (40, 0.05, 0.5), (100, 0.02, 1.0), (30, 0.1, 2.0))  # parts, rate, spread
 _MOST = 7  # pictures of a part
+_DEFECTS = (80, 240, 720)
+_AN_IMAGE = 4  # defects on one
+_LUCK = (0.0, 1.0)
+_CONTRAST = 30.0  # at which a90 is asked for; drawn are a third to twice of it
+# logit POD = intercept + slope f(size), at that contrast
+_CURVES: dict[Scale, tuple[float, float]] = {"log": (-9.0, 4.0), "linear": (-4.0, 0.35)}
 
 DISTRIBUTIONS = {
     "normal": stats.norm(),
@@ -65,14 +74,20 @@ def _run(arguments: argparse.Namespace) -> int:
         ("scores", "n", "asked for", "really", "interval holds it", "usual interval", "refused"),
         [_cells(row) for row in tails],
     )
+    bounds = [measure_bound(scale, defects, luck, calibrations) for scale in _CURVES for luck in _LUCK for defects in _DEFECTS]
     console.table(
         "conformal, parts with one to seven pictures",
         ("parts", "spread within", "asked for", "really", "interval holds it"),
         [_cells(row) for row in grouped],
     )
+    console.table(
+        f"POD, {_AN_IMAGE} defects an image: shares of calibrations in percent, pixels",
+        ("POD over", "defects", "spread of images", "true a90", "a90/95 holds it", "median a90/95", "no curve"),
+        [_cells(row) for row in bounds],
+    )
     console.say(f"{calibrations} calibrations of each kind, on {machine()}")
     if arguments.json is not None:
-        document = {"calibrations": calibrations, "tails": tails, "grouped": grouped}
+        document = {"calibrations": calibrations, "tails": tails, "grouped": grouped, "bounds": bounds}
         write_file(arguments.json, (json.dumps(document, indent=1) + "\n").encode())
     return console.DONE
 
@@ -128,6 +143,35 @@ def measure_groups(parts: int, rate: float, spread: float, calibrations: int) ->
         rates.append(1 - float(np.searchsorted(further, threshold, side="right")) / len(further))
         held += told.low <= rates[-1] <= told.high
     return {"parts": parts, "spread": spread, "asked": rate, "really": float(np.mean(rates)), "held": held / calibrations}
+
+
+def measure_bound(scale: Scale, defects: int, luck: float, calibrations: int) -> dict[str, object]:
+    """How often a90/95 from so many defects is at or above the size of which 90 % are found, over all images."""
+    random = np.random.default_rng(defects)
+    intercept, slope = _CURVES[scale]
+    lucks = luck * stats.norm.ppf((np.arange(1000) + 0.5) / 1000)
+    level = (float(optimize.brentq(lambda logit: expit(logit + lucks).mean() - 0.9, 0, 10)) - intercept) / slope
+    true = float(np.exp(level) if scale == "log" else level)
+    bounds = []
+    for _ in range(calibrations):
+        size, contrast = np.exp(random.uniform(np.log((2, _CONTRAST / 3)), np.log((40, 2 * _CONTRAST)), (defects, 2))).T
+        image = np.arange(defects) // _AN_IMAGE
+        logit = intercept + slope * (np.log(size) if scale == "log" else size) + np.log(contrast / _CONTRAST)
+        logit += random.normal(0, luck, image[-1] + 1)[image]
+        try:
+            curve = PodCurve(Trials(size, contrast, random.random(defects) < expit(logit), image))
+        except UndeterminedError:
+            continue
+        bounds.append(curve.bound_at(0.9, _CONTRAST))
+    return {
+        "scale": scale,
+        "defects": defects,
+        "spread": luck,
+        "true": f"{true:.1f}",
+        "held": float(np.mean(np.array(bounds) >= true)),
+        "median": f"{np.median(bounds):.1f}",
+        "refused": 1 - len(bounds) / calibrations,
+    }
 
 
 def _cells(row: dict[str, object]) -> list[str]:

@@ -95,6 +95,32 @@ def test_the_bound_is_where_the_profile_ratio_reaches_its_point() -> None:
     assert ratio == pytest.approx(chi2.ppf(0.9, 1) * curve.design_effect, rel=1e-3)  # one-sided 95 %
 
 
+def test_where_the_scales_cannot_be_told_apart_the_larger_bound_is_taken() -> None:
+    rng = np.random.default_rng(5)
+    size = rng.uniform(20, 30, 200)  # so narrow that a size and its logarithm are nearly one
+    found = rng.random(200) < 1 / (1 + np.exp(-(size - 24) / 1.5))
+    trials = Trials(size, np.full(200, 30.0), found, np.arange(200))
+    curve = PodCurve(trials)
+
+    def held(slope: Doubles, at: float, sizes: Doubles) -> float:  # no contrast: all have the same
+        logit = math.log(9) + slope[0] * (sizes - at)
+        p = 1 / (1 + np.exp(-logit))
+        design = np.column_stack([np.ones(200), sizes])
+        information = design.T @ (design * (p * (1 - p))[:, None])
+        return -float(np.log(np.where(found, p, 1 - p)).sum() + np.linalg.slogdet(information)[1] / 2)
+
+    bounds = []
+    for scaled, back in ((np.log, np.exp), (np.asarray, np.asarray)):
+        sizes = scaled(size)
+        free = minimize(lambda b, sizes=sizes: held(b[1:], b[0], sizes), [sizes.mean(), 1.0], method="Nelder-Mead")
+        grid = np.linspace(free.x[0], sizes.max(), 2000)
+        profile = [minimize(held, free.x[1:], args=(at, sizes), method="Nelder-Mead").fun for at in grid[::100]]
+        ratio = np.interp(grid, grid[::100], 2 * (np.array(profile) - free.fun))
+        bounds.append(float(back(grid[np.argmax(ratio >= chi2.ppf(0.9, 1))])))
+    assert abs(bounds[0] - bounds[1]) > 0.01
+    assert curve.bound_at(0.9, 30.0) == pytest.approx(max(bounds), abs=0.05)
+
+
 def test_the_bound_holds_about_as_often_as_it_says() -> None:
     true = math.exp((math.log(9) + 14 - 1.5 * math.log(30)) / 3)
     bounds = [PodCurve(simulate(seed, 120)).bound_at(0.9, 30.0) for seed in range(100, 200)]

@@ -28,7 +28,17 @@ def test_tails_are_held_against_the_truth_and_refusals_are_counted(monkeypatch: 
     assert (far["really"], far["held"], far["refused"]) == (None, None, 1)
 
 
-def test_the_door_prints_both_tables(
+def test_the_bound_of_a90_is_held_against_the_true_size() -> None:
+    row = promises.measure_bound("log", 240, 0.0, 60)
+    assert row["true"] == "16.4"  # exp((log 9 + 9) / 4)
+    assert float(str(row["held"])) > 0.88
+    assert 17 < float(str(row["median"])) < 24
+    lucky = promises.measure_bound("log", 240, 1.0, 2)
+    # the mean of logistic(l + u) over standard normal u is 0.9 at l = 2.55
+    assert float(str(lucky["true"])) == pytest.approx(np.exp((2.55 + 9) / 4), abs=0.1)
+
+
+def test_the_door_prints_all_tables(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(promises, "_COUNTS", (100,))
@@ -39,6 +49,8 @@ def test_the_door_prints_both_tables(
     document = json.loads((tmp_path / "p.json").read_text())
     assert {row["scores"] for row in document["tails"]} == set(promises.DISTRIBUTIONS)
     assert len(document["grouped"]) == 5
+    assert len(document["bounds"]) == 12
+    assert "a90/95" in said
 
 
 def test_groups_of_a_product(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
