@@ -23,7 +23,7 @@ from edge.camera_sections import BLACK, SATURATED, FolderSource, LiveSource
 from edge.check import check_station
 from edge.choosing import RecipeRefusedError, Wish, wish_for
 from edge.clock import SystemClock
-from edge.config import ConfigError, load_config, load_recipes, rejector_setup
+from edge.config import ConfigError, UnreadableConfigError, load_config, load_recipes, rejector_setup
 from edge.explain import explain
 from edge.frame_check import FrameCheck
 from edge.heads import read_heads
@@ -164,6 +164,8 @@ def _take_lines(config: StationConfig) -> ProcessRejector:
 def _check(arguments: argparse.Namespace) -> int:
     try:
         recipes = load_recipes(arguments.config)
+    except UnreadableConfigError:  # there is nothing to answer for
+        raise
     except ConfigError as error:
         for fault in error.faults:
             console.say(f"FAULT  {fault}")

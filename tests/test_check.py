@@ -157,6 +157,28 @@ def test_the_door_lists_the_faults_of_a_configuration(config: Path, capsys: pyte
     assert f"{config}:2: unknown key 'bundel'" in said
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "cannot be read (No such file or directory); give a YAML file"),
+        ("station: [", "not YAML"),
+        ("", "expected keys such as 'station:' and 'bundle:', got nothing"),
+        ("- station\n", "expected keys such as 'station:' and 'bundle:', got list"),
+    ],
+)
+def test_what_is_no_configuration_is_bad_input_and_no_answer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None, said: str
+) -> None:
+    config = tmp_path / "station.yaml"
+    if text is not None:
+        config.write_text(text)
+    assert main(["check", "--config", str(config)]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"error: {config}")
+    assert said in printed.err
+
+
 MISMATCHES: dict[str, Callable[[Path], None]] = {
     "calibration is for station 'line-2', configured is 'line-1'": lambda root: recalibrate(root, station="line-2"),
     "calibration is for camera 'left', configured is 'camera-1'": lambda root: recalibrate(root, camera="left"),
