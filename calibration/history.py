@@ -170,7 +170,13 @@ def read_history(record: Path, head: str | None = None) -> History:
         if entries:
             faults = [*faults, f"{record}: names no entry, but there is a history; an older record was put in its place"]
     elif calibration.entry not in known:
-        if not faults:
+        if not path.exists():
+            faults = [
+                *faults,
+                f"{path}: not there, {record.name} names its entry {calibration.entry[:12]}; the record was copied without it,"
+                " or it was removed: copy it from where the record was made",
+            ]
+        elif not faults:
             faults = [
                 f"{path}: no entry {calibration.entry[:12]}, which {record.name} names; the end of the history was cut off"
             ]
@@ -184,6 +190,18 @@ def read_history(record: Path, head: str | None = None) -> History:
             " put in force because the disk failed",
         ]
     return History(tuple(entries), tuple(faults))
+
+
+def history_fault(record: Path) -> str:
+    """What is wrong with the history of a record, in one line; "" where nothing is, or the record itself cannot be read."""
+    try:
+        load_calibration(record)
+    except CalibrationError:  # whoever uses it is told
+        return ""
+    try:
+        return "; ".join(read_history(record).faults)
+    except CalibrationError as error:
+        return str(error)
 
 
 def newest_parts(record: Path, calibration: Calibration) -> tuple[Scored, ...]:

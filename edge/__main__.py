@@ -178,11 +178,13 @@ def _check(arguments: argparse.Namespace) -> int:
     console.say("What was looked at")
     checks = check_station(recipes, open_camera)
     for check in checks:
-        console.say(f"{'FAULT' if check.faults else 'ok':5}  {check.name}: {check.found}")
-        for fault in check.faults:
-            console.say(f"       {fault}")
+        console.say(f"{'FAULT' if check.faults else 'WARN' if check.warnings else 'ok':5}  {check.name}: {check.found}")
+        for line in (*check.faults, *check.warnings):
+            console.say(f"       {line}")
     faults = sum(len(check.faults) for check in checks)
-    console.say(f"{config.station}: {'ready to start' if faults == 0 else f'would not start, faults: {faults}'}")
+    warnings = sum(len(check.warnings) for check in checks)
+    ends = "ready to start" if faults == 0 else f"would not start, faults: {faults}"
+    console.say(f"{config.station}: {ends}{f', warnings: {warnings}' if warnings > 0 else ''}")
     return console.DONE if faults == 0 else console.NO
 
 
