@@ -115,8 +115,8 @@ def run_station(
             lambda: _status(config, station, intake),
             change_recipe=lambda name, who, why: str(changeover.change(name, who=who, why=why)),
             roll_back=lambda who, why: str(changeover.roll_back(who=who, why=why)),
-            halt=hold.halt,
-            resume=hold.resume,
+            halt=_noted(station, "halt", hold.halt),
+            resume=_noted(station, "resume", hold.resume),
             reset_drift=watchers.reset_drift,
             challenge=watchers.challenge,
         )
@@ -138,6 +138,16 @@ def run_station(
 def _status(config: StationConfig, station: Station, intake: Intake) -> dict[str, object]:
     about: dict[str, object] = {"station": config.station, "trigger": config.triggered.kind, "intake": intake.counts()}
     return {**about, **station.status()}
+
+
+def _noted(station: Station, name: str, act: Callable[[], None]) -> Callable[[str, str], None]:
+    """For somebody and for a reason, at once; the journal has it from between the next two parts."""
+
+    def done_by(who: str, why: str) -> None:
+        act()
+        station.post(lambda: station.note(name, {"who": who, "why": why}))
+
+    return done_by
 
 
 def _load(recipes: Mapping[str, StationConfig], shelf: Shelf, path: Path | None) -> tuple[InForce, str, list[dict[str, str]]]:

@@ -135,10 +135,19 @@ def test_http_triggers_waits_for_verdicts_and_sets_references(config: Path) -> N
     assert running.ask("POST", "/part_ref", {"part_ref": "\u202e"})[0] == 422
     status, third = running.ask("POST", "/trigger?wait=1")
     assert (status, third["outcome"]) == (200, "REJECT")
+    assert running.ask("POST", "/halt", {"who": "Bo", "why": "jam"}) == (200, {"halted": True})
+    status, held = running.ask("GET", "/status")
+    while held["state"] != "initialized":
+        status, held = running.ask("GET", "/status")
+    assert running.ask("POST", "/resume", {"who": "Ada"}) == (200, {"halted": False})
+    while held["state"] == "initialized":
+        status, held = running.ask("GET", "/status")
     running.ask("POST", "/trigger?wait=1")
     assert running.end() == 0, running.said
     assert parts(config) == [(1, "PASS", "SN-1"), (2, "PASS", "LOT"), (3, "REJECT", "LOT"), (4, "PASS", "LOT")]
     assert [event["source"] for event in events(config, "part_ref refused")] == ["http"]
+    assert events(config, "halt") == [{"who": "Bo", "why": "jam"}]
+    assert events(config, "resume") == [{"who": "Ada", "why": "asked for by http"}]
 
 
 def test_a_timer_triggers_each_picture_of_a_replay(config: Path) -> None:
