@@ -482,7 +482,12 @@ def test_an_audit_names_the_first_bad_row(config: Path, capsys: pytest.CaptureFi
         (["audit", "--journal", "none.db"], "no such file; expected a station's journal"),
         (["audit", "--journal", "line-1.json"], "expected an SQLite journal"),
         (["audit", "--journal", "journal.db", "--heads", "none.txt"], "cannot be read"),
-        (["export", "--journal", "journal.db"], "nothing to export; give --csv FILE, --images DIR, or both"),
+        (
+            ["export", "--journal", "journal.db"],
+            "nothing to export; give --csv FILE, --events FILE, --images DIR, or several of them",
+        ),
+        (["events", "--journal", "none.db"], "no such file; expected a station's journal"),
+        (["export", "--journal", "journal.db", "--events", "line-1.json/a.csv"], "cannot be written"),
         (["export", "--journal", "none.db", "--csv", "a.csv"], "no such file; expected a station's journal"),
         (["export", "--journal", "journal.db", "--csv", "line-1.json/a.csv"], "cannot be written"),
         (["export", "--journal", "journal.db", "--images", "out", "--evidence", "none"], "none: no such folder; give the one"),
