@@ -171,11 +171,7 @@ def read_history(record: Path, head: str | None = None) -> History:
             faults = [*faults, f"{record}: names no entry, but there is a history; an older record was put in its place"]
     elif calibration.entry not in known:
         if not path.exists():
-            faults = [
-                *faults,
-                f"{path}: not there, {record.name} names its entry {calibration.entry[:12]}; the record was copied without it,"
-                " or it was removed: copy it from where the record was made",
-            ]
+            faults = [*faults, _not_there(path, record)]
         elif not faults:
             faults = [
                 f"{path}: no entry {calibration.entry[:12]}, which {record.name} names; the end of the history was cut off"
@@ -247,12 +243,21 @@ def _whole(record: Path, data: bytes) -> list[Entry]:
     path = history_path(record)
     entries, faults = _chain(path, data)
     if not faults and not _known(record, entries):
+        if not path.exists():
+            raise CalibrationError(f"{_not_there(path, record)}, or calibrate to a record of another name")
         faults = [f"{record}: no entry of {path.name} put it in force; its end was cut off, or the record was changed"]
     if faults:
         raise CalibrationError(
             f"{faults[0]}; keep both files for whoever looks into it, and calibrate to a record of another name"
         )
     return entries
+
+
+def _not_there(path: Path, record: Path) -> str:
+    return (
+        f"{path}: not there, and {record.name} is an entry of it; the record was copied without its history, or that was"
+        " removed: copy it from where the record was made"
+    )
 
 
 def _known(record: Path, entries: Sequence[Entry]) -> bool:

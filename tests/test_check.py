@@ -180,7 +180,7 @@ def test_a_history_that_is_not_whole_is_said_and_noted_and_keeps_nothing_from_st
     assert f"warning: recipe bundle: the calibration's history is not whole: {history}: no entry" in capsys.readouterr().err
     history.unlink()
     assert start(config) == 0
-    assert f"{history}: not there, line-1.json names its entry" in capsys.readouterr().err
+    assert f"{history}: not there, and line-1.json is an entry of it" in capsys.readouterr().err
     rows = [row for row in journal_rows(config.parent / "journal.db") if row.get("event") == "calibration-history"]
     assert [row["details"]["record"] for row in rows] == [str(record)] * 2
     assert ["cut off" in row["details"]["fault"] for row in rows] == [True, False]
