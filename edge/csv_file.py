@@ -21,7 +21,14 @@ def write_csv(out: Path, columns: Sequence[str], rows: Iterable[Mapping[str, obj
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(
-            "w", dir=out.parent, prefix=f".{out.name}.", newline="", encoding="utf-8", errors="backslashreplace", delete=False
+            "w",
+            dir=out.parent,
+            prefix=f".{out.name}.",
+            suffix=".tmp",
+            newline="",
+            encoding="utf-8",
+            errors="backslashreplace",
+            delete=False,
         ) as file:
             try:
                 writer = csv.DictWriter(file, columns)
