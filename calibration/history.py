@@ -170,7 +170,9 @@ def read_history(record: Path, head: str | None = None) -> History:
         if entries:
             faults = [*faults, f"{record}: names no entry, but there is a history; an older record was put in its place"]
     elif calibration.entry not in known:
-        if not faults:
+        if not path.exists():
+            faults = [*faults, _not_there(path, record)]
+        elif not faults:
             faults = [
                 f"{path}: no entry {calibration.entry[:12]}, which {record.name} names; the end of the history was cut off"
             ]
@@ -184,6 +186,18 @@ def read_history(record: Path, head: str | None = None) -> History:
             " put in force because the disk failed",
         ]
     return History(tuple(entries), tuple(faults))
+
+
+def history_fault(record: Path) -> str:
+    """What is wrong with the history of a record, in one line; "" where nothing is, or the record itself cannot be read."""
+    try:
+        load_calibration(record)
+    except CalibrationError:  # whoever uses it is told
+        return ""
+    try:
+        return "; ".join(read_history(record).faults)
+    except CalibrationError as error:
+        return str(error)
 
 
 def newest_parts(record: Path, calibration: Calibration) -> tuple[Scored, ...]:
@@ -229,12 +243,21 @@ def _whole(record: Path, data: bytes) -> list[Entry]:
     path = history_path(record)
     entries, faults = _chain(path, data)
     if not faults and not _known(record, entries):
+        if not path.exists():
+            raise CalibrationError(f"{_not_there(path, record)}, or calibrate to a record of another name")
         faults = [f"{record}: no entry of {path.name} put it in force; its end was cut off, or the record was changed"]
     if faults:
         raise CalibrationError(
             f"{faults[0]}; keep both files for whoever looks into it, and calibrate to a record of another name"
         )
     return entries
+
+
+def _not_there(path: Path, record: Path) -> str:
+    return (
+        f"{path}: not there, and {record.name} is an entry of it; the record was copied without its history, or that was"
+        " removed: copy it from where the record was made"
+    )
 
 
 def _known(record: Path, entries: Sequence[Entry]) -> bool:

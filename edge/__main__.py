@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import itertools
 import math
-import re
 import select
 import sys
 import time
@@ -16,17 +15,15 @@ from pathlib import Path
 import cv2
 
 from calibration.record import load_calibration
-from edge import StationError, calibrate, label, record
-from edge.audit import audit, export_csv, export_images
+from edge import StationError, calibrate, journal_door, label, record
 from edge.camera import Camera
 from edge.camera_sections import BLACK, SATURATED, FolderSource, LiveSource
 from edge.check import check_station
 from edge.choosing import RecipeRefusedError, Wish, wish_for
 from edge.clock import SystemClock
-from edge.config import ConfigError, load_config, load_recipes, rejector_setup
+from edge.config import ConfigError, UnreadableConfigError, load_config, load_recipes, rejector_setup
 from edge.explain import explain
 from edge.frame_check import FrameCheck
-from edge.heads import read_heads
 from edge.lines import OUTPUTS, describe_line, open_lines
 from edge.live import LiveCamera
 from edge.presence import learn_empty
@@ -34,7 +31,7 @@ from edge.preview import WAIT_S, genicam_devices, measure, video_devices, watch
 from edge.rejector import DryRunRejector, ProcessRejector
 from edge.run import open_camera, run_station
 from edge.sections import DryRun, PresenceTrigger, StationConfig
-from edge.verdict import Missing, Outcome
+from edge.verdict import Missing
 from engines import console
 from engines.atomic import write_file
 from engines.images import Image, encode_png
@@ -85,27 +82,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     pulse.add_argument("--ms", type=console.positive_float, default=200.0, help="how long (default: %(default)g)")
     pulse.add_argument("--yes", action="store_true", help="the conveyor is stopped and nobody's hands are near the ejector")
     pulse.set_defaults(run=_pulse)
-    _add_journal(commands)
+    journal_door.add_to(commands)
     record.add_to(commands)
     calibrate.add_to(commands)
     label.add_to(commands)
     arguments = parser.parse_args(argv)
     return console.run_door(arguments.run, arguments)
-
-
-def _add_journal(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    audit_ = commands.add_parser("audit", help="say whether a journal is whole, and what it holds")
-    audit_.add_argument("--journal", required=True, type=Path, metavar="FILE")
-    kept = audit_.add_mutually_exclusive_group()
-    kept.add_argument("--head", type=_sha256, metavar="HASH", help="of a row or label, kept elsewhere: shows an end cut off")
-    kept.add_argument("--heads", type=Path, metavar="FILE", help="that the station kept (journal_heads)")
-    audit_.set_defaults(run=_audit)
-    export = commands.add_parser("export", help="copy verdicts to a CSV file, pictures to folders by outcome")
-    export.add_argument("--journal", required=True, type=Path, metavar="FILE")
-    export.add_argument("--csv", type=Path, metavar="OUT")
-    export.add_argument("--images", type=Path, metavar="DIR")
-    export.add_argument("--evidence", type=Path, metavar="DIR", help="default: evidence beside the journal")
-    export.set_defaults(run=_export)
 
 
 def _add_camera(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -164,6 +146,8 @@ def _take_lines(config: StationConfig) -> ProcessRejector:
 def _check(arguments: argparse.Namespace) -> int:
     try:
         recipes = load_recipes(arguments.config)
+    except UnreadableConfigError:  # there is nothing to answer for
+        raise
     except ConfigError as error:
         for fault in error.faults:
             console.say(f"FAULT  {fault}")
@@ -176,11 +160,13 @@ def _check(arguments: argparse.Namespace) -> int:
     console.say("What was looked at")
     checks = check_station(recipes, open_camera)
     for check in checks:
-        console.say(f"{'FAULT' if check.faults else 'ok':5}  {check.name}: {check.found}")
-        for fault in check.faults:
-            console.say(f"       {fault}")
+        console.say(f"{'FAULT' if check.faults else 'WARN' if check.warnings else 'ok':5}  {check.name}: {check.found}")
+        for line in (*check.faults, *check.warnings):
+            console.say(f"       {line}")
     faults = sum(len(check.faults) for check in checks)
-    console.say(f"{config.station}: {'ready to start' if faults == 0 else f'would not start, faults: {faults}'}")
+    warnings = sum(len(check.warnings) for check in checks)
+    ends = "ready to start" if faults == 0 else f"would not start, faults: {faults}"
+    console.say(f"{config.station}: {ends}{f', warnings: {warnings}' if warnings > 0 else ''}")
     return console.DONE if faults == 0 else console.NO
 
 
@@ -310,62 +296,10 @@ def _pulse(arguments: argparse.Namespace) -> int:
     return console.DONE
 
 
-def _audit(arguments: argparse.Namespace) -> int:
-    heads = [] if arguments.heads is None else read_heads(arguments.heads)
-    report = audit(arguments.journal, heads, [] if arguments.head is None else [arguments.head])
-    for run in report.runs.values():
-        counts = ", ".join(f"{run.outcomes[outcome.value]} {outcome.value}" for outcome in Outcome)
-        missing = f", {run.missing} without a row" if run.missing > 0 else ""
-        by_hand = f"; {run.by_hand} by a threshold SET BY HAND" if run.by_hand > 0 else ""
-        console.say(f"run {run.name}: {counts}{missing}{by_hand}; {run.ended}")
-    for by_hand in report.set_by_hand:
-        console.say(f"by hand: {by_hand}")
-    for gap in report.gaps:
-        console.say(f"gap: {gap}")
-    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(report.kinds.items()))
-    console.say(f"{report.rows} rows ({kinds}), head: row {report.head.row} {report.head.hash}")
-    if report.labels.row > 0:
-        console.say(f"{report.labels.row} labels, head: row {report.labels.row} {report.labels.hash}")
-    if report.broken is not None:
-        console.say(f"BROKEN  {arguments.journal}: {report.broken}")
-        return console.NO
-    against = "" if arguments.head is None and arguments.heads is None else ", and so is every head that was kept"
-    console.say(f"whole   {arguments.journal}: each row follows from the one before{against}")
-    return console.DONE
-
-
-def _export(arguments: argparse.Namespace) -> int:
-    if arguments.csv is None and arguments.images is None:
-        raise StationError("nothing to export; give --csv FILE, --images DIR, or both")
-    good = True
-    broken = audit(arguments.journal).broken
-    if broken is not None:
-        console.warn(f"{arguments.journal}: {broken}; rows before that are exported")
-        good = False
-    if arguments.csv is not None:
-        console.say(f"wrote {arguments.csv}, {export_csv(arguments.journal, arguments.csv)} rows")
-    if arguments.images is not None:
-        folder = arguments.evidence or arguments.journal.parent / "evidence"
-        if not folder.is_dir():
-            raise StationError(f"{folder}: no such folder; give the one that the station keeps its pictures in with --evidence")
-        copied = export_images(arguments.journal, folder, arguments.images)
-        for name in copied.changed:
-            console.warn(f"{folder / name}: not the picture that the journal has; not copied")
-        console.say(f"copied {copied.copied} pictures to {arguments.images}; not there any more: {copied.gone}")
-        good = good and not copied.changed
-    return console.DONE if good else console.NO
-
-
 def _png(text: str) -> Path:
     if not text.lower().endswith(".png"):
         raise argparse.ArgumentTypeError(f"{text}, expected a name that ends with .png")
     return Path(text)
-
-
-def _sha256(text: str) -> str:
-    if re.fullmatch("[0-9a-f]{64}", text) is None:
-        raise argparse.ArgumentTypeError(f"{text}, expected 64 hexadecimal digits")
-    return text
 
 
 if __name__ == "__main__":

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
-import os
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +13,7 @@ from pathlib import Path
 from calibration.record import MANUAL, show_threshold
 from edge import StationError
 from edge.chain import EVENT, EVIDENCE, GENESIS, PART, PART_KEYS, ChainError, Head, Row, open_for_reading, walk
+from edge.csv_file import write_csv
 from edge.truth import labels_path, read_label_rows
 from edge.verdict import Outcome
 from engines import EngineError
@@ -238,34 +236,18 @@ def export_csv(path: Path, out: Path) -> int:
     Raises:
         StationError: not a journal, or `out` cannot be written; what stood there still stands.
     """
-    count = 0
-    truths = _truths(path)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=out.parent, prefix=f".{out.name}.", newline="", encoding="utf-8", errors="backslashreplace", delete=False
-        ) as file:
-            try:
-                writer = csv.DictWriter(file, ("row", *PART_KEYS, *TRUTH_COLUMNS))
-                writer.writeheader()
-                methods = _Methods()
-                for row, content in _rows(path, PART, EVENT):
-                    if row.kind == EVENT:
-                        methods.see(content)
-                        continue
-                    content["threshold_method"] = methods.of(content)
-                    truth = dict(zip(TRUTH_COLUMNS, truths.get(row.number, ()), strict=False))
-                    writer.writerow({"row": row.number} | {key: content.get(key) for key in PART_KEYS} | truth)
-                    count += 1
-                file.flush()
-                os.chmod(file.name, 0o644)
-                os.replace(file.name, out)
-            except BaseException:
-                os.unlink(file.name)
-                raise
-    except OSError as error:
-        raise StationError(f"{out}: cannot be written ({error.strerror or error}); check the folder and the disk") from None
-    return count
+    return write_csv(out, ("row", *PART_KEYS, *TRUTH_COLUMNS), _part_lines(path))
+
+
+def _part_lines(path: Path) -> Iterator[dict[str, object]]:
+    truths, methods = _truths(path), _Methods()
+    for row, content in _rows(path, PART, EVENT):
+        if row.kind == EVENT:
+            methods.see(content)
+            continue
+        content["threshold_method"] = methods.of(content)
+        truth = dict(zip(TRUTH_COLUMNS, truths.get(row.number, ()), strict=False))
+        yield {"row": row.number} | {key: content.get(key) for key in PART_KEYS} | truth
 
 
 def _truths(path: Path) -> dict[int, tuple[str | None, ...]]:

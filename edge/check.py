@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calibration.challenge import find_challenge, run_challenge, wrong_parts
+from calibration.history import history_fault
 from calibration.record import Calibration, load_calibration, mismatches
 from calibration.reference import load_reference
 from edge.active import check_chosen, config_to_start, load_active
@@ -46,11 +47,16 @@ _TIMED = 3
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at: what was found, and why the station would refuse, one line a fault."""
+    """One thing that was looked at: what was found, and why the station would refuse, one line a fault.
+
+    Attributes:
+        warnings: what a person should look into, though the station starts; one line each.
+    """
 
     name: str
     found: str
     faults: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def check_station(recipes: Mapping[str, StationConfig], open_camera: Callable[[StationConfig], Camera]) -> list[Check]:
@@ -104,7 +110,9 @@ def _check_recipe(config: StationConfig) -> list[Check]:
         checks.append(Check("bundle", str(config.bundle), (str(error),)))
     try:
         calibration = load_calibration(config.calibration)
-        checks.append(Check("calibration", f"threshold {calibration.threshold:.6g}, {calibration.origin}"))
+        found = f"threshold {calibration.threshold:.6g}, {calibration.origin}"
+        doubt = history_fault(config.calibration)
+        checks.append(Check("calibration", found, warnings=(doubt,) if doubt else ()))
     except InspectionError as error:
         checks.append(Check("calibration", str(config.calibration), (str(error),)))
     if inspector is not None and calibration is not None:

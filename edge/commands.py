@@ -62,7 +62,7 @@ class Handlers:
         refused: told why a reference was refused.
         change_recipe: changes to a recipe by its name, for somebody and for a reason; returns what was done, in words.
         roll_back: changes to the choice before, in the same way.
-        halt, resume: stop judging, and go on.
+        halt, resume: stop judging, and go on, for somebody and for a reason.
         reset_drift: begins to watch anew, for somebody who looked and for a reason.
         challenge: has the labelled parts judged, for somebody.
     """
@@ -74,8 +74,8 @@ class Handlers:
     refused: Callable[[str], None] = lambda reason: None
     change_recipe: Callable[[str, str, str], str] | None = None
     roll_back: Callable[[str, str], str] | None = None
-    halt: Callable[[], None] | None = None
-    resume: Callable[[], None] | None = None
+    halt: Callable[[str, str], None] | None = None
+    resume: Callable[[str, str], None] | None = None
     reset_drift: Callable[[str, str], None] | None = None
     challenge: Callable[[str], None] | None = None
 
@@ -136,14 +136,14 @@ def _roll_back(handlers: Handlers, body: Json, query: Mapping[str, str]) -> Json
 
 
 def _halt(handlers: Handlers, body: Json, query: Mapping[str, str]) -> Json:
-    _only(body)
-    _there(handlers.halt, "cannot be halted")()
+    _only(body, "who", "why")
+    _there(handlers.halt, "cannot be halted")(*_who_and_why(body))
     return {"halted": True}
 
 
 def _resume(handlers: Handlers, body: Json, query: Mapping[str, str]) -> Json:
-    _only(body)
-    _there(handlers.resume, "cannot be halted")()
+    _only(body, "who", "why")
+    _there(handlers.resume, "cannot be halted")(*_who_and_why(body))
     return {"halted": False}
 
 
@@ -182,7 +182,7 @@ def _there(handler: Any, lacks: str) -> Any:
 def _only(body: Json, *keys: str, needed: str | None = None) -> None:
     unknown = sorted(set(body) - set(keys))
     if unknown:
-        expected = ", ".join(map(repr, keys)) or "no keys"
+        expected = ", ".join(map(repr, keys))
         raise RefusedError(HTTPStatus.BAD_REQUEST, f"unknown key {unknown[0]!r}, expected {expected}")
     if needed is not None and needed not in body:
         raise RefusedError(HTTPStatus.BAD_REQUEST, f"key {needed!r} is missing")

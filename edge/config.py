@@ -21,19 +21,27 @@ from edge.travel import Settings
 
 
 class ConfigError(StationError):
-    """A configuration with faults; `faults` has one line each, with file and line number."""
+    """A configuration with faults; `faults` has one line each, with file and line number, in the order of the file's lines."""
 
     def __init__(self, faults: list[str]) -> None:
         super().__init__("\n".join(faults))
         self.faults = faults
 
 
+class UnreadableConfigError(ConfigError):
+    """Nothing that could be a configuration: no file that can be read, no YAML, or no keys."""
+
+
+Fault = tuple[int, str]
+"""A line of the file, and what is wrong there."""
+
+
 def load_config(path: Path) -> StationConfig:
     """Read and check a configuration: the station as it is set up for the recipe that the file names to start with.
 
     Raises:
-        ConfigError: every fault at once: unreadable file, YAML that does not parse, unknown, missing, doubled or wrong
-            keys.
+        UnreadableConfigError: a file that cannot be read, or that is no YAML with keys.
+        ConfigError: every fault at once: unknown, missing, doubled or wrong keys.
     """
     return next(iter(load_recipes(path).values()))
 
@@ -41,12 +49,12 @@ def load_config(path: Path) -> StationConfig:
 def load_recipes(path: Path) -> dict[str, StationConfig]:
     """The station as it is set up for each of its recipes; the one to start with comes first. Raises as `load_config`."""
     root, document, doubled = _compose(path)
-    faults = [f"{path}:{line}: key '{key}' appears twice; remove one" for key, line in doubled]
+    faults: list[Fault] = [(line, f"key '{key}' appears twice; remove one") for key, line in doubled]
     named = None
     if "recipes" in document:
         own = {key: document.pop(key) for key in Recipes.model_fields if key in document}
         faults += [
-            f"{path}:{_line_of(root, [key])}: key '{key}' does not go with 'recipes'; give it below each recipe"
+            (_line_of(root, [key]), f"key '{key}' does not go with 'recipes'; give it below each recipe")
             for key in ("bundle", "calibration", "code")
             if document.pop(key, None) is not None
         ]
@@ -55,21 +63,21 @@ def load_recipes(path: Path) -> dict[str, StationConfig]:
             first = named.recipes.get(named.recipe)
             if first is None:
                 known = ", ".join(named.recipes)
-                faults.append(f"{path}:{_line_of(root, ['recipe'])}: 'recipe' is {named.recipe!r}; expected one of: {known}")
+                faults.append((_line_of(root, ["recipe"]), f"'recipe' is {named.recipe!r}; expected one of: {known}"))
         except ValidationError as error:
-            faults += [_fault(path, root, item, [Recipes]) for item in error.errors()]
+            faults += [_fault(root, item, [Recipes]) for item in error.errors()]
         document |= {"bundle": ".", "calibration": "."}  # each recipe's own take their place
     try:
         shared = StationConfig.model_validate(document)
     except ValidationError as error:
-        faults += [_fault(path, root, item, [StationConfig, Recipes]) for item in error.errors()]
-        raise ConfigError(faults) from None
-    faults += [f"{path}:{_line_of(root, keys)}: {fault}" for keys, fault in disagreements(shared)]
+        faults += [_fault(root, item, [StationConfig, Recipes]) for item in error.errors()]
+        raise _refused(path, faults) from None
+    faults += [(_line_of(root, keys), fault) for keys, fault in disagreements(shared)]
     if named is None:
         recipes = {shared.recipe or shared.bundle.name: shared}
     else:
         recipes = {name: _set_up(shared, recipe) for name, recipe in named.recipes.items()}
-        faults += [f"{path}:{_line_of(root, keys)}: {fault}" for keys, fault in camera_disagreements(shared, named.recipes)]
+        faults += [(_line_of(root, keys), fault) for keys, fault in camera_disagreements(shared, named.recipes)]
     recipes = {name: config.model_copy(update={"recipe": name}) for name, config in recipes.items()}
     for name, config in recipes.items():
         where, says = ([], "") if named is None else (["recipes", name], f"recipe {name}: ")
@@ -77,40 +85,46 @@ def load_recipes(path: Path) -> dict[str, StationConfig]:
             rejector_setup(config)
             _agree_on_code(config, [other for other in recipes.values() if other is not config])
         except StationError as error:
-            faults.append(f"{path}:{_line_of(root, [*where, 'rejector'])}: {says}{error}")
+            faults.append((_line_of(root, [*where, "rejector"]), f"{says}{error}"))
         if config.challenge is not None and config.challenge.path is None:
             keys = ["challenge"] if named is None else [*where]
-            faults.append(
-                f"{path}:{_line_of(root, keys)}: {says}key '{_path_key(named)}' is missing: its labelled parts; add it"
-            )
+            missing = f"{says}key '{_path_key(named)}' is missing: its labelled parts; add it"
+            faults.append((_line_of(root, keys), missing))
     if named is not None:
-        faults += [f"{path}:{_line_of(root, keys)}: {fault}" for keys, fault in _of_one_recipe(shared, named)]
+        faults += [(_line_of(root, keys), fault) for keys, fault in _of_one_recipe(shared, named)]
     if faults:
-        raise ConfigError(faults)
+        raise _refused(path, faults)
     start = next(iter(recipes)) if named is None else named.recipe
     return {name: _resolve(recipes[name], path.parent) for name in sorted(recipes, key=lambda name: name != start)}
 
 
+def _refused(path: Path, faults: Sequence[Fault]) -> ConfigError:
+    """All faults, from the first line to the last."""
+    return ConfigError([f"{path}:{line}: {what}" for line, what in sorted(faults, key=lambda fault: fault[0])])
+
+
 def _compose(path: Path) -> tuple[yaml.MappingNode, dict[str, Any], list[tuple[str, int]]]:
-    """The file's nodes, which know their lines, its values, and the keys that appear twice. Raises ConfigError."""
+    """The file's nodes, which know their lines, its values, and the keys that appear twice. Raises UnreadableConfigError."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); give a YAML file"]) from None
+        raise UnreadableConfigError(
+            [f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); give a YAML file"]
+        ) from None
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         document = yaml.safe_load(text)
         doubled = [] if root is None else list(_doubled(root))
     except (ValueError, RecursionError) as error:  # a date such as 2024-13-45, or a section inside itself
-        raise ConfigError([f"{path}: not YAML that can be read ({error}); correct it"]) from None
+        raise UnreadableConfigError([f"{path}: not YAML that can be read ({error}); correct it"]) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark is not None else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ConfigError([f"{path}{line}: not YAML ({problem}); correct it"]) from None
+        raise UnreadableConfigError([f"{path}{line}: not YAML ({problem}); correct it"]) from None
     if not isinstance(root, yaml.MappingNode):
         got = "nothing" if document is None else type(document).__name__
-        raise ConfigError([f"{path}:1: expected keys such as 'station:' and 'bundle:', got {got}"])
+        raise UnreadableConfigError([f"{path}:1: expected keys such as 'station:' and 'bundle:', got {got}"])
     return root, document, doubled
 
 
@@ -287,23 +301,23 @@ def _resolve(config: StationConfig, folder: Path) -> StationConfig:
     return config.model_copy(update=changes)
 
 
-def _fault(path: Path, root: yaml.MappingNode, item: ErrorDetails, models: Sequence[type[BaseModel]]) -> str:
-    """One line for one error of the models that the file's keys were held against."""
+def _fault(root: yaml.MappingNode, item: ErrorDetails, models: Sequence[type[BaseModel]]) -> Fault:
+    """One error of the models that the file's keys were held against."""
     unknown = item["type"] == "extra_forbidden"
     location, models = _follow(item["loc"], models, ends_with_key=unknown or item["type"] == "invalid_key")
     line = _line_of(root, location)
     name = ".".join(location) or "the file"
     if unknown:
         expected = ", ".join(sorted({field for model in models for field in model.model_fields}))
-        return f"{path}:{line}: unknown key '{name}'; expected one of: {expected}"
+        return line, f"unknown key '{name}'; expected one of: {expected}"
     if item["type"] == "union_tag_invalid":
-        return f"{path}:{line}: '{name}' is of kind {item['ctx']['tag']!r}, expected one of: {item['ctx']['expected_tags']}"
+        return line, f"'{name}' is of kind {item['ctx']['tag']!r}, expected one of: {item['ctx']['expected_tags']}"
     if item["type"] == "missing":
-        return f"{path}:{line}: key '{name}' is missing; add it"
+        return line, f"key '{name}' is missing; add it"
     if item["type"] == "path_type":
-        return f"{path}:{line}: '{name}' is {item['input']!r}; expected the name of a file, folder or device"
+        return line, f"'{name}' is {item['input']!r}; expected the name of a file, folder or device"
     problem = item["msg"].removeprefix("Value error, ")
-    return f"{path}:{line}: '{name}' is {item['input']!r}; {problem[0].lower()}{problem[1:]}"
+    return line, f"'{name}' is {item['input']!r}; {problem[0].lower()}{problem[1:]}"
 
 
 def _follow(

@@ -156,8 +156,8 @@ class Intake:
         *,
         change_recipe: Callable[[str, str, str], str] | None = None,
         roll_back: Callable[[str, str], str] | None = None,
-        halt: Callable[[], None] | None = None,
-        resume: Callable[[], None] | None = None,
+        halt: Callable[[str, str], None] | None = None,
+        resume: Callable[[str, str], None] | None = None,
         reset_drift: Callable[[str, str], None] | None = None,
         challenge: Callable[[str], None] | None = None,
     ) -> None:

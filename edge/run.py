@@ -7,9 +7,10 @@ import datetime
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from calibration.history import history_fault
 from calibration.record import Calibration
 from edge.camera import Camera, FolderCamera, VideoCamera
 from edge.camera_sections import AnyLive, CsiSource, FolderSource, GenicamSource
@@ -71,7 +72,7 @@ def run_station(
     with contextlib.ExitStack() as outer, contextlib.ExitStack() as closing:
         outer.callback(notifier.close)
         shelf = closing.enter_context(contextlib.closing(Shelf(lambda config: open_recipe(config, turn), first.keep_loaded)))
-        in_force, rolled_back = _load(recipes, shelf, None if service is None else first.active)
+        in_force, rolled_back, doubts = _load(recipes, shelf, None if service is None else first.active)
         config = in_force.loaded.config
         camera = open_camera(config) if looks_aside(config) else open_camera(config, turn)
         closing.callback(camera.close)
@@ -87,7 +88,7 @@ def run_station(
         line = rejector = closing.enter_context(contextlib.closing(open_rejector(config)))
         intake = closing.enter_context(contextlib.closing(Intake(config, camera, rejector, turn, journal.later)))
         line = intake.rejector
-        _note_start(journal, kept, in_force, rolled_back)
+        _note_start(journal, kept, in_force, rolled_back, doubts)
         station = Station(
             judge=in_force.loaded.judge,
             rejector=intake.rejector,
@@ -114,8 +115,8 @@ def run_station(
             lambda: _status(config, station, intake),
             change_recipe=lambda name, who, why: str(changeover.change(name, who=who, why=why)),
             roll_back=lambda who, why: str(changeover.roll_back(who=who, why=why)),
-            halt=hold.halt,
-            resume=hold.resume,
+            halt=_noted(station, "halt", hold.halt),
+            resume=_noted(station, "resume", hold.resume),
             reset_drift=watchers.reset_drift,
             challenge=watchers.challenge,
         )
@@ -139,21 +140,53 @@ def _status(config: StationConfig, station: Station, intake: Intake) -> dict[str
     return {**about, **station.status()}
 
 
-def _load(recipes: Mapping[str, StationConfig], shelf: Shelf, path: Path | None) -> tuple[InForce, str]:
-    """What is judged by from the start, and beside it as many others as there is room for."""
+def _noted(station: Station, name: str, act: Callable[[], None]) -> Callable[[str, str], None]:
+    """For somebody and for a reason, at once; the journal has it from between the next two parts."""
+
+    def done_by(who: str, why: str) -> None:
+        act()
+        station.post(lambda: station.note(name, {"who": who, "why": why}))
+
+    return done_by
+
+
+def _load(recipes: Mapping[str, StationConfig], shelf: Shelf, path: Path | None) -> tuple[InForce, str, list[dict[str, str]]]:
+    """What is judged by from the start, why it was rolled back to, and what to note of the records' histories.
+
+    Beside it as many other recipes are loaded as there is room for.
+    """
     in_force, rolled_back = start(recipes, shelf, path)
     others = [config for name, config in recipes.items() if name != in_force.loaded.config.recipe]
     shelf.fill(others, lambda config, error: console.warn(f"recipe {config.recipe} cannot be changed to as it is: {error}"))
-    return in_force, rolled_back
+    return in_force, rolled_back, _doubt(in_force.loaded.config, recipes)
 
 
-def _note_start(journal: SqliteJournal, kept: Kept, in_force: InForce, rolled_back: str) -> None:
+def _doubt(in_force: StationConfig, recipes: Mapping[str, StationConfig]) -> list[dict[str, str]]:
+    """Records whose history is not whole. They are in force all the same: what parts are judged by is whole."""
+    records = {in_force.calibration: in_force.recipe}
+    for config in recipes.values():
+        records.setdefault(config.calibration, config.recipe)
+    found = [
+        {"recipe": name, "record": str(record), "fault": fault}
+        for record, name in records.items()
+        if (fault := history_fault(record))
+    ]
+    for doubt in found:
+        console.warn(f"recipe {doubt['recipe']}: the calibration's history is not whole: {doubt['fault']}")
+    return found
+
+
+def _note_start(
+    journal: SqliteJournal, kept: Kept, in_force: InForce, rolled_back: str, doubts: Sequence[Mapping[str, str]]
+) -> None:
     loaded, chosen = in_force.loaded, in_force.active.chosen.model_dump(mode="json")
     details = {"version": __version__, "station": loaded.config.station, "calibration": loaded.calibration.model_dump()}
     journal.event("started", {**details, "chosen": chosen, "labels": newest_label(loaded.config.journal)})
     if rolled_back:
         console.warn(rolled_back)
         journal.event("recipe-rolled-back", {"reason": rolled_back})
+    for doubt in doubts:
+        journal.event("calibration-history", doubt)
     kept.heads.note(journal.head, due=True)
 
 

@@ -28,11 +28,14 @@ from edge.travel import RETIMED, Settings
 
 
 class Count(enum.IntEnum):
-    """What is counted; the numbers travel between processes."""
+    """What is counted; the numbers travel between processes. docs/guide.md says what to do about each."""
 
     TRIGGERED = 1
+    """Parts that the trigger line saw, or that vision announced."""
     PASSED = 2
+    """Parts whose windows opened and that the line let go."""
     REJECTED = 3
+    """Parts whose windows opened and that it did not let go, those that only the exit sensor saw among them."""
     NO_VERDICT = 4
     """Rejected parts that no verdict named."""
     NEIGHBOURS = 5
@@ -42,21 +45,27 @@ class Count(enum.IntEnum):
     LATE = 7
     """PASS after the deadline, or for a part that was in flight when vision was lost or the station not ready."""
     DUPLICATE = 8
+    """Further verdicts for a part that has one; a reject takes a PASS back."""
     UNKNOWN = 9
     """Verdicts for parts that never triggered or are long gone."""
     OUT_OF_ORDER = 10
+    """PASS for a part after one for a later part; it is not taken."""
     VISION_LOST = 11
+    """How often vision was lost without a goodbye: its heartbeats stayed away, or its process ended."""
     UNTRIGGERED = 12
     """Parts that only the exit sensor saw."""
     NOT_SEEN = 13
     """Parts that triggered and did not come by the exit sensor."""
     UNCONFIRMED = 14
+    """Rejected parts that the confirm sensor did not see; the first one stops the station."""
     STRAY_CONFIRM = 15
+    """Times that the confirm sensor saw something while no rejected part was expected."""
     MISSED = 16
-    """Windows of rejected parts of which less than half was left when they could be opened."""
+    """Windows of rejected parts of which less than half was left when they could be opened; the first one stops the station."""
     BAD_TRIGGER = 17
     """Announcements in the future, or numbered out of order: such a part never passes."""
     CLOCK_BACK = 18
+    """How often the clock went back; it is taken to stand still then."""
     NOT_READY = 19
     """How often the station, with vision alive, stopped being ready."""
 

@@ -54,12 +54,13 @@ class Screen:
 def draw(status: dict[str, Any], last: str) -> Table:
     """A station's status as a table: counts above, and what each stage takes of the deadline below."""
     outcomes = ", ".join(f"{number} {name}" for name, number in status["outcomes"].items())
-    title = (
-        f"{status['recipe']}: {status['state']} for {status['state_seconds']:.0f} s ({status['reason']})\n"
-        f"{status['parts']} parts, {outcomes}; {status['rate_per_minute']:.1f} a minute, {status['waiting']} waiting\n"
-        f"threshold {status['threshold']:.6g}, {status['threshold_from']}\n{last}"
+    lines = (
+        f"{status['recipe']}: {status['state']} for {status['state_seconds']:.0f} s ({status['reason']})",
+        f"{status['parts']} parts, {outcomes}; {status['rate_per_minute']:.1f} a minute, {status['waiting']} waiting",
+        f"threshold {status['threshold']:.6g}, {status['threshold_from']}",
+        last,
     )
-    table = Table(title=Text(title), title_justify="left", title_style="none")
+    table = Table(title=Text("\n".join(console.one_line(line) for line in lines)), title_justify="left", title_style="none")
     for name in ("stage", *(f"p{percent} ms" for percent in PERCENTS), "p99 of the deadline"):
         table.add_column(name, justify="left" if name == "stage" else "right")
     for stage, took in (*status["stages_ms"].items(), ("trigger to verdict", status["latency_ms"])):

@@ -202,7 +202,7 @@ def _score(arguments: argparse.Namespace) -> int:
                 score = inspector.score(image)
             except EngineError as error:
                 named = str(error) if str(error).startswith(f"{path}: ") else f"{path}: {error}"
-                console.err.print(f"error: {named}", markup=False)
+                console.err.print(console.one_line(f"error: {named}"), markup=False)
                 broken += 1
                 continue
             if not math.isfinite(score.value):

@@ -21,6 +21,9 @@ _AT_FDCWD = -100
 def write_file(path: Path | str, data: bytes) -> None:
     """Write a file under a temporary name, fsync it, and rename it into place.
 
+    A process that is killed meanwhile leaves `.NAME.*.tmp` behind. The next writer does not tidy it: nothing in it says whether
+    its own writer still lives, and two may write the same file at once.
+
     Raises:
         EngineError: the disk is full or the folder cannot be written; what stood at `path` still stands.
     """

@@ -44,7 +44,8 @@ def run_door(command: Callable[[argparse.Namespace], int], arguments: argparse.N
         with _terminate_as_interrupt():
             return command(arguments)
     except InspectionError as error:
-        err.print(f"error: {error}", markup=False)
+        for line in f"error: {error}".split("\n"):  # a configuration has a line for each of its faults
+            err.print(one_line(line), markup=False)
         return BAD_INPUT
     except KeyboardInterrupt:
         err.print("interrupted; nothing half-written was left behind", markup=False)
@@ -54,18 +55,28 @@ def run_door(command: Callable[[argparse.Namespace], int], arguments: argparse.N
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return NO
     except OSError as error:
-        err.print(f"error: {error}; check the disk and permissions", markup=False)
+        err.print(one_line(f"error: {error}; check the disk and permissions"), markup=False)
         return BAD_INPUT
 
 
 def say(message: str) -> None:
     """Print one line of result to standard output."""
-    out.print(message, markup=False)
+    out.print(one_line(message), markup=False)
 
 
 def warn(message: str) -> None:
     """Print one line that a person should read to standard error."""
-    err.print(f"warning: {message}", markup=False)
+    err.print(one_line(f"warning: {message}"), markup=False)
+
+
+def one_line(text: str) -> str:
+    r"""Text that a file's name or a person may have put anything into, with what does not print as escapes such as `\n`.
+
+    It neither breaks a line in two nor tells the terminal to do anything.
+    """
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
 
 
 def account() -> str:
@@ -82,7 +93,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     for number, column in enumerate(columns):  # folded where it is too long: a digest that is cut off says nothing
         drawn.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
     for row in rows:
-        drawn.add_row(*(Text(str(cell)) for cell in row))
+        drawn.add_row(*(Text(one_line(str(cell))) for cell in row))
     width = None if out.is_terminal else 160  # a log has none of its own
     Console(file=out.file, width=width, highlight=False, emoji=False, soft_wrap=True).print(drawn)
 

@@ -259,7 +259,7 @@ def test_a_history_that_is_not_whole_is_refused_before_anybody_shows_a_part(
 ) -> None:
     assert taken(config) == 0
     shown = sorted((config.parent / "line-1.parts").iterdir())
-    (config.parent / "line-1.history.jsonl").unlink()
+    (config.parent / "line-1.history.jsonl").write_text("")
     capsys.readouterr()
     assert taken(config) == 2
     assert "keep both files for whoever looks into it" in capsys.readouterr().err

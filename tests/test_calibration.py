@@ -216,7 +216,7 @@ def test_the_door_refuses_a_history_that_is_not_whole_before_it_scores(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert fit(tmp_path) == 0
-    (tmp_path / "line-1.history.jsonl").unlink()
+    (tmp_path / "line-1.history.jsonl").write_text("")
     monkeypatch.setattr("calibration.__main__.load_bundle", lambda path: pytest.fail("nothing may be loaded"))
     assert fit(tmp_path) == 2
     assert "keep both files for whoever looks into it" in capsys.readouterr().err

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from calibration.history import history_path
+from calibration.history import write as write_record
 from calibration.record import load_calibration, save_calibration
 from edge import StationError
 from edge import check as check_module
@@ -155,6 +157,70 @@ def test_the_door_lists_the_faults_of_a_configuration(config: Path, capsys: pyte
     said = capsys.readouterr().out
     assert said.count("FAULT  ") == 3
     assert f"{config}:2: unknown key 'bundel'" in said
+
+
+def test_a_history_that_is_not_whole_is_said_and_noted_and_keeps_nothing_from_starting(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = config.parent / "line-1.json"
+    for why in ("first", "second"):
+        write_record(record, load_calibration(record).model_copy(update={"entry": None, "why": why}))
+    history = history_path(record)
+    assert looked_at(config)["calibration"].warnings == ()
+    assert start(config) == 0
+    assert "history" not in capsys.readouterr().err
+    history.write_text(history.read_text().splitlines(keepends=True)[0])
+    assert main(["check", "--config", str(config)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    at = next(number for number, line in enumerate(said) if line.startswith("WARN   calibration: threshold "))
+    assert said[at + 1].startswith(f"       {history}: no entry ")
+    assert said[at + 1].endswith("the end of the history was cut off")
+    assert said[-1] == "line-1: ready to start, warnings: 1"
+    assert start(config) == 0
+    assert f"warning: recipe bundle: the calibration's history is not whole: {history}: no entry" in capsys.readouterr().err
+    history.unlink()
+    assert start(config) == 0
+    assert f"{history}: not there, and line-1.json is an entry of it" in capsys.readouterr().err
+    rows = [row for row in journal_rows(config.parent / "journal.db") if row.get("event") == "calibration-history"]
+    assert [row["details"]["record"] for row in rows] == [str(record)] * 2
+    assert ["cut off" in row["details"]["fault"] for row in rows] == [True, False]
+    assert len({row["run"] for row in rows}) == 2
+
+
+def test_the_history_of_a_recipe_that_may_be_changed_to_is_looked_at_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_recipes(tmp_path)
+    record = tmp_path / "bolt.json"
+    write_record(record, load_calibration(record))
+    history_path(record).unlink()
+    assert [name for name, check in looked_at(config).items() if check.warnings] == ["bolt: calibration"]
+    start(config)
+    assert "warning: recipe bolt: the calibration's history is not whole" in capsys.readouterr().err
+    (row,) = [row for row in journal_rows(tmp_path / "journal.db") if row.get("event") == "calibration-history"]
+    assert row["details"]["recipe"] == "bolt"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "cannot be read (No such file or directory); give a YAML file"),
+        ("station: [", "not YAML"),
+        ("", "expected keys such as 'station:' and 'bundle:', got nothing"),
+        ("- station\n", "expected keys such as 'station:' and 'bundle:', got list"),
+    ],
+)
+def test_what_is_no_configuration_is_bad_input_and_no_answer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None, said: str
+) -> None:
+    config = tmp_path / "station.yaml"
+    if text is not None:
+        config.write_text(text)
+    assert main(["check", "--config", str(config)]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"error: {config}")
+    assert said in printed.err
 
 
 MISMATCHES: dict[str, Callable[[Path], None]] = {

@@ -55,6 +55,21 @@ def faults_of(path: Path) -> list[str]:
     return [fault.removeprefix(f"{path.parent}/") for fault in refusal.value.faults]
 
 
+def test_faults_come_in_the_order_of_the_files_lines(path: Path) -> None:
+    path.write_text(
+        "staton: line-1\n"  # unknown, which the model says last; 'station' and 'journal' are missing
+        "threads: no\n"
+        "calibration: line-1.json\n"
+        "deadline_ms: -1\n"
+        "source: {kind: replay, path: parts, speed: 2}\n"
+        "bundle: bundle\n"
+        "threads: 0\n"
+    )
+    found = faults_of(path)
+    assert [int(fault.split(":")[1]) for fault in found] == [1, 1, 1, 4, 5, 7]
+    assert "key 'threads' appears twice" in found[-1]
+
+
 def test_a_good_one_is_read_and_its_paths_count_from_its_folder(path: Path) -> None:
     config = load_config(path)
     assert (config.station, config.camera, config.threads, config.deadline_ms) == ("line-1", "left", 2, 250)

@@ -57,8 +57,8 @@ class Stand:
             refused=lambda reason: self.calls.append(("refused", reason)),
             change_recipe=lambda name, who, why: self.tell("recipe", f"{name}, {who}, {why}"),
             roll_back=lambda who, why: self.tell("rollback", f"{who}, {why}"),
-            halt=lambda: self.call("halt"),
-            resume=lambda: self.call("resume"),
+            halt=lambda who, why: self.call("halt", f"{who}, {why}"),
+            resume=lambda who, why: self.call("resume", f"{who}, {why}"),
         )
 
 
@@ -112,7 +112,7 @@ def test_each_command_does_what_it_says(stand: Stand, server: ControlServer) -> 
     by = {"who": "Ada", "why": "order 7"}
     assert ask(server, "POST", "/recipe", {"recipe": "bolt", **by})[1]["done"] == "done: bolt, Ada, order 7"
     assert ask(server, "POST", "/rollback", by) == (200, {"done": "done: Ada, order 7"})
-    assert ask(server, "POST", "/halt", {}) == (200, {"halted": True})
+    assert ask(server, "POST", "/halt", {"who": "Bo", "why": "jam"}) == (200, {"halted": True})
     assert ask(server, "POST", "/resume") == (200, {"halted": False})
     assert stand.calls == [
         ("trigger", "SN-1"),
@@ -122,8 +122,8 @@ def test_each_command_does_what_it_says(stand: Stand, server: ControlServer) -> 
         ("recipe", "gasket, control, asked for by http"),
         ("recipe", "bolt, Ada, order 7"),
         ("rollback", "Ada, order 7"),
-        ("halt", None),
-        ("resume", None),
+        ("halt", "Bo, jam"),
+        ("resume", "control, asked for by http"),
     ]
 
 
@@ -175,7 +175,7 @@ def test_a_score_that_is_no_number_is_null(stand: Stand, server: ControlServer) 
         ("POST", "/halt", None, {}, 415, "content type none, expected application/json"),
         ("POST", "/halt", b"{}", {"Content-Type": "text/plain"}, 415, "content type text/plain"),
         ("POST", "/halt", b"x=1", {"Content-Type": "application/x-www-form-urlencoded"}, 415, "content type"),
-        ("POST", "/halt", {"now": 1}, None, 400, "unknown key 'now', expected no keys"),
+        ("POST", "/halt", {"now": 1}, None, 400, "unknown key 'now', expected 'who', 'why'"),
         ("POST", "/trigger", {"ref": "x"}, None, 400, "unknown key 'ref', expected 'part_ref'"),
         ("POST", "/trigger", b"{", None, 400, "body is not JSON"),
         ("POST", "/trigger", b"\xff", None, 400, "body is not JSON"),
@@ -329,7 +329,7 @@ def test_closing_twice_is_one_and_then_nobody_answers(stand: Stand) -> None:
 def test_a_request_that_is_being_served_is_answered_before_it_closes() -> None:
     began, ended = threading.Event(), threading.Event()
 
-    def halt() -> None:
+    def halt(who: str, why: str) -> None:
         began.set()
         server._thread.join(timeout=20)  # nothing further is taken from here on
         threading.Event().wait(0.05)

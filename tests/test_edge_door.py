@@ -129,6 +129,26 @@ def test_a_part_that_is_a_fault_makes_the_exit_code_1(config: Path, capsys: pyte
     assert [row["outcome"] for row in journal(config.parent) if "part" in row] == ["PASS", "FAULT", "REJECT", "PASS"]
 
 
+def test_a_name_with_a_line_break_or_a_terminals_command_in_it_stays_one_line_and_is_kept_as_it_is(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, name = config.parent, "1\nrow\x1b[2J\x85.png"
+    (root / "parts" / "1.png").rename(root / "parts" / name)
+    broken = root / "parts" / "2.png"
+    broken.rename(root / "parts" / "2\r.png")
+    (root / "parts" / "2\r.png").write_bytes(b"no picture")
+    assert replay(root) == 1
+    said = capsys.readouterr().out
+    lines = [line for line in said.split("\n") if line.startswith("part ")]
+    assert [line.split()[1] for line in lines] == ["1", "2", "3", "4"]
+    assert lines[0].endswith(r"1\nrow\x1b[2J\x85.png")
+    assert r"2\r.png" in lines[1]
+    assert next(row["source"] for row in journal(root) if "part" in row) == name
+    assert door.main(["export", "--journal", str(root / "journal.db"), "--csv", str(root / "parts.csv")]) == 0
+    with (root / "parts.csv").open(newline="", encoding="utf-8") as file:
+        assert next(row["source"] for row in csv.DictReader(file)) == name  # quoted, as CSV has it
+
+
 def test_a_reject_alone_is_no_fault(config: Path) -> None:
     for name in ("1.png", "2.png", "4.png"):
         (config.parent / "parts" / name).unlink()
@@ -462,7 +482,12 @@ def test_an_audit_names_the_first_bad_row(config: Path, capsys: pytest.CaptureFi
         (["audit", "--journal", "none.db"], "no such file; expected a station's journal"),
         (["audit", "--journal", "line-1.json"], "expected an SQLite journal"),
         (["audit", "--journal", "journal.db", "--heads", "none.txt"], "cannot be read"),
-        (["export", "--journal", "journal.db"], "nothing to export; give --csv FILE, --images DIR, or both"),
+        (
+            ["export", "--journal", "journal.db"],
+            "nothing to export; give --csv FILE, --events FILE, --images DIR, or several of them",
+        ),
+        (["events", "--journal", "none.db"], "no such file; expected a station's journal"),
+        (["export", "--journal", "journal.db", "--events", "line-1.json/a.csv"], "cannot be written"),
         (["export", "--journal", "none.db", "--csv", "a.csv"], "no such file; expected a station's journal"),
         (["export", "--journal", "journal.db", "--csv", "line-1.json/a.csv"], "cannot be written"),
         (["export", "--journal", "journal.db", "--images", "out", "--evidence", "none"], "none: no such folder; give the one"),

@@ -11,7 +11,7 @@ import pytest
 
 from calibration import CalibrationError
 from calibration.__main__ import main
-from calibration.history import check_whole, history_path, newest_parts, read_history, write
+from calibration.history import check_whole, history_fault, history_path, newest_parts, read_history, write
 from calibration.propose import Wishes
 from calibration.record import load_calibration, save_calibration, sha256
 from calibration.scores import Scored
@@ -95,7 +95,8 @@ TAMPERING: dict[str, Callable[[Path], object]] = {
     "line 2 does not follow the one before; an entry was removed, inserted or moved": rewrite([0, 0, 1, 2]),
     "line 3 does not follow the one before": another_entry,
     "the end of the history was cut off": rewrite([0, 1]),
-    "names; the end of the history was cut off": lambda record: history_path(record).unlink(),
+    "line-1.history.jsonl: not there, and line-1.json is an entry of it": lambda record: history_path(record).unlink(),
+    "names; the end of the history was cut off": lambda record: history_path(record).write_text(""),
     "is entry 2 of 3": old_record,
     "differs from entry 3": other_threshold,
     "its last line is cut off": lambda record: history_path(record).write_text("".join(lines(record))[:-5]),
@@ -113,6 +114,17 @@ def test_whatever_was_done_to_the_files_is_found(record: Path, capsys: pytest.Ca
     capsys.readouterr()
     assert main(["history", "--record", str(record)]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_the_faults_of_a_history_are_one_line_and_those_of_a_record_are_not_among_them(record: Path) -> None:
+    assert history_fault(record) == ""
+    rewrite([0, 1])(record)
+    assert "the end of the history was cut off" in history_fault(record)
+    history_path(record).unlink()
+    history_path(record).mkdir()
+    assert "cannot be read" in history_fault(record)
+    record.write_text("{")
+    assert history_fault(record) == ""
 
 
 def test_no_byte_of_the_history_can_be_changed_unseen(record: Path) -> None:
@@ -166,6 +178,18 @@ def test_a_further_entry_does_not_hide_that_the_last_one_is_gone_or_the_record_w
     assert "keep both files" in capsys.readouterr().err
     assert (record.read_bytes(), path.read_bytes() if path.exists() else b"") == before
     assert message in faults(record)
+
+
+def test_a_record_without_its_history_is_not_replaced_and_said_in_words_of_its_own(record: Path) -> None:
+    history_path(record).unlink()
+    before = record.read_bytes()
+    said = r"not there, and line-1\.json is an entry of it; .* copy it from where .*, or calibrate to a record of another name"
+    with pytest.raises(CalibrationError, match=said):
+        write(record, tiny_calibration(4.0))
+    with pytest.raises(CalibrationError, match=said):
+        check_whole(record)
+    assert record.read_bytes() == before
+    assert not history_path(record).exists()
 
 
 def test_a_file_that_is_no_record_is_not_replaced_by_one(record: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from edge.__main__ import main
 from edge.camera import FolderCamera
 from edge.clock import SystemClock
 from edge.config import load_config, load_recipes
+from edge.events import read_events
 from edge.intake import Intake, looks_aside
 from edge.rejector import DryRunRejector
 from edge.run import open_camera, run_station
@@ -135,10 +136,23 @@ def test_http_triggers_waits_for_verdicts_and_sets_references(config: Path) -> N
     assert running.ask("POST", "/part_ref", {"part_ref": "\u202e"})[0] == 422
     status, third = running.ask("POST", "/trigger?wait=1")
     assert (status, third["outcome"]) == (200, "REJECT")
+    assert running.ask("POST", "/halt", {"who": "Bo", "why": "jam"}) == (200, {"halted": True})
+    status, held = running.ask("GET", "/status")
+    while held["state"] != "initialized":
+        status, held = running.ask("GET", "/status")
+    assert running.ask("POST", "/resume", {"who": "Ada"}) == (200, {"halted": False})
+    while held["state"] == "initialized":
+        status, held = running.ask("GET", "/status")
     running.ask("POST", "/trigger?wait=1")
     assert running.end() == 0, running.said
     assert parts(config) == [(1, "PASS", "SN-1"), (2, "PASS", "LOT"), (3, "REJECT", "LOT"), (4, "PASS", "LOT")]
     assert [event["source"] for event in events(config, "part_ref refused")] == ["http"]
+    assert events(config, "halt") == [{"who": "Bo", "why": "jam"}]
+    assert events(config, "resume") == [{"who": "Ada", "why": "asked for by http"}]
+    told = [(event.name, event.who, event.what) for event in read_events(config.parent / "journal.db")[0]]
+    assert ("halt", "Bo", "jam") in told
+    (state,) = [what for name, _, what in told if name == "state" and "hold" in what]
+    assert state == "executing to initialized: hold: somebody holds it (POST /halt); POST /resume lets it go on"
 
 
 def test_a_timer_triggers_each_picture_of_a_replay(config: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from edge import StationError
 from edge.active import load_active
 from edge.changeover import Changeover
 from edge.config import load_recipes
+from edge.events import read_events
 from edge.rejector import DryRunRejector
 from edge.verdict import Verdict
 from engines.bundle import load_bundle
@@ -63,6 +65,16 @@ def judged_alone(folder: Path, images: list[Image]) -> dict[str, tuple[str, floa
 
 def run(config: Path) -> int:
     return assembly.run_station(load_recipes(config), lambda _: DryRunRejector(), service=config)
+
+
+def check_words(journal: Path) -> None:
+    """What `edge events` makes of the changes, done and refused."""
+    told = [event for event in read_events(journal)[0] if event.name in ("recipe", "recipe-refused")]
+    assert {event.who for event in told} == {"Ada"}
+    choice = rf"({'|'.join(GREYS)}) \(bundle .{{12}}, calibration .{{12}}\)"
+    change = rf"{choice} in place of {choice}: (rolled back: )?order 7; threshold 0.*, conformal .*"
+    assert all(re.fullmatch(change, event.what) for event in told if event.name == "recipe")
+    assert "screw: order 7; refused: expected one of: gasket, bolt, nut" in [event.what for event in told]
 
 
 def test_under_changes_at_random_moments_each_part_is_judged_by_one_recipe_alone(
@@ -117,6 +129,7 @@ def test_under_changes_at_random_moments_each_part_is_judged_by_one_recipe_alone
     assert len(set(seen)) >= 3
     assert sum(row.get("event") == "recipe" for row in rows) >= 5
     assert any("screw is refused: expected one of: gasket, bolt, nut" in said for said in done)
+    check_words(tmp_path / "journal.db")
     active = load_active(tmp_path / "journal-active.json")
     assert active is not None
     assert active.chosen.recipe == in_force

@@ -7,7 +7,9 @@ is lost after 50 ms of silence.
 from __future__ import annotations
 
 import dataclasses
+import re
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -679,3 +681,10 @@ class AnyOrder(RuleBasedStateMachine):
 
 AnyOrder.TestCase.settings = settings(max_examples=150, stateful_step_count=60)
 TestAnyOrder = AnyOrder.TestCase
+
+
+def test_the_guide_tells_a_technician_of_each_count() -> None:
+    guide = (Path(__file__).parent.parent / "docs" / "guide.md").read_text(encoding="utf-8")
+    table = guide.partition("| count | what it counts | what to do |")[2].partition("\n\n")[0]
+    named = [name for line in table.splitlines()[2:] for name in re.findall("`(\\w+)`", line.split("|")[1])]
+    assert sorted(named) == sorted(count.name.lower() for count in Count)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -11,7 +12,7 @@ from edge.screen import Screen, draw
 from edge.verdict import Outcome, Verdict
 from engines import console
 
-STATUS = {
+STATUS: dict[str, Any] = {
     "recipe": "gasket",
     "state": "executing",
     "state_seconds": 61.2,
@@ -28,6 +29,16 @@ STATUS = {
 }
 VERDICT = Verdict(3, Outcome.REJECT, 2.0, 1.0, 20.0, "score 2 is above the threshold 1", "3.png", "conformal")
 SECOND_NS = 10**9
+
+
+def test_what_breaks_a_line_is_shown_as_what_it_is() -> None:
+    page = io.StringIO()
+    Console(file=page, width=100).print(
+        draw({**STATUS, "threshold_from": "by Ada: lamp\nchanged"}, "part 3: FAULT, a\x1b[2J.png")
+    )
+    lines = [line.strip() for line in page.getvalue().splitlines()]
+    assert r"threshold 1.25, by Ada: lamp\nchanged" in lines
+    assert r"part 3: FAULT, a\x1b[2J.png" in lines
 
 
 def test_the_table_has_the_state_the_counts_and_each_stages_share_of_the_deadline() -> None:

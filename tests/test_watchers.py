@@ -17,6 +17,7 @@ from edge.__main__ import main
 from edge.changeover import Changeover
 from edge.clock import SystemClock
 from edge.config import load_recipes
+from edge.events import read_events
 from edge.rejector import DryRunRejector
 from edge.station import Condition
 from edge.verdict import Verdict
@@ -87,6 +88,10 @@ def test_a_station_out_of_focus_stops_passing_within_fifty_parts(config: Path, c
     assert run(config) == 1
     (alarm,) = events(config, "drift-alarm")
     assert alarm["kinds"] == ["focus"]
+    words = {event.name: event.what for event in read_events(config.parent / "journal.db")[0]}
+    assert words["drift-alarm"].startswith(f"part {alarm['part']}: focus drifted")
+    assert words["drift-alarm"].endswith("(on_alarm: stop)")
+    assert words["challenge"] == "passed: 1 of 1 good parts passed, 1 of 1 bad ones were rejected, 0 faults"
     assert alarm["calibration"] == load_calibration(config.parent / "line-1.json").digest
     at = int(str(alarm["part"]))
     assert 10 < at <= 60
@@ -139,6 +144,9 @@ def test_one_part_judged_wrongly_and_nothing_passes(config: Path, capsys: pytest
     (challenged,) = events(config, "challenge")
     assert challenged["passed"] is False
     assert [wrong["name"] for wrong in challenged["wrong"]] == ["NG/2.png"]  # type: ignore[attr-defined]
+    (told,) = [event for event in read_events(config.parent / "journal.db")[0] if event.name == "challenge"]
+    assert told.what == f"FAILED: {challenged['counts']}; wrong: NG/2.png"
+    assert told.who.startswith("the start by ")
     assert "challenge FAILED: 1 of 3 labelled parts judged wrongly: NG/2.png is NG and was a PASS" in capsys.readouterr().err
     assert main(["check", "--config", str(config)]) == 1
     assert "FAULT  challenge: " in capsys.readouterr().out
