@@ -13,7 +13,7 @@ from calibration.adapt import Adapter, Comparison, Side, check_out, compare, spl
 from calibration.probes import GoodImage, Plan, score_good
 from calibration.record import load_calibration
 from engines import console
-from engines.bundle import load_bundle
+from engines.bundle import FP32, load_bundle
 from engines.images import list_images
 from engines.inspector import Inspector
 
@@ -49,6 +49,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise CalibrationError(
             f"{arguments.calibration}: calibrated for bundle {calibration.bundle_digest[:12]}, {arguments.bundle} is"
             f" {bundle.digest[:12]}; calibrate this station with the bundle first"
+        )
+    if calibration.precision != FP32:
+        console.warn(
+            f"{arguments.calibration}: its threshold is for {calibration.precision}, expected {FP32}, in which the bank was"
+            " made and images are judged here: a score close to it may be on the other side; look at the images left out"
         )
     with Inspector(bundle, threads=arguments.threads) as inspector:
         with console.progress("good images") as advance:

@@ -319,3 +319,12 @@ def test_a_bundle_from_before_extensions_loads(station: Path) -> None:
     del document["provenance"]["extensions"]
     manifest.write_text(json.dumps(document))
     assert load_bundle(station / "bundle").manifest.provenance.extensions == ()
+
+
+def test_a_threshold_of_another_precision_is_warned_of(station: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = load_calibration(station / "line-2.json")
+    assert adapt(station) == 0
+    assert "expected fp32" not in capsys.readouterr().err
+    save_calibration(station / "line-2.json", record.model_copy(update={"precision": "int8-cpu"}))
+    assert adapt(station, out="newer") == 0
+    assert "line-2.json: its threshold is for int8-cpu, expected fp32" in " ".join(capsys.readouterr().err.split())
