@@ -118,6 +118,7 @@ class WireRejector:
         self._failure = ""
         self._said_bye = self._closed = False
         self._beat_ns = self._heard_ns = self._looked_ns = 0
+        self._told_ns = 0  # it told of all parts that triggered by then
         self._socket = vision
         self._now_ns = now_ns
 
@@ -176,6 +177,23 @@ class WireRejector:
             if left_ns <= 0:
                 return None
             self._wait(min(left_ns, self._heartbeat_ns // 4))
+
+    def told_until(self, at_ns: int, timeout_s: float) -> bool:
+        """Whether it has told of every part of the trigger line up to `at_ns`, monotonic ns; asks it where that is not known.
+
+        Raises StationError: the rejector is lost.
+        """
+        end_ns = self._now_ns() + round(timeout_s * 1e9)
+        self._hear()
+        if self._told_ns < at_ns:
+            self._tell(Message(Kind.BEAT, int(self._station_ready)))  # which it answers at once
+        while True:
+            self._refuse()
+            left_ns = end_ns - self._now_ns()
+            if self._told_ns >= at_ns or left_ns <= 0:
+                return self._told_ns >= at_ns
+            self._wait(left_ns)
+            self._hear()
 
     def drain(self) -> None:
         """Wait, beating, until the parts in flight are past the ejector, where that takes no more than five seconds."""
@@ -238,6 +256,7 @@ class WireRejector:
                 self.priority, self.locked = message.value, message.number == 1
             elif message.kind is Kind.BEAT:
                 self.ready = bool(message.number & Flag.READY)
+                self._told_ns = message.value
                 if message.number & Flag.FAULT:
                     self._failure = self._complaint()
             elif message.kind is Kind.TRIGGER:

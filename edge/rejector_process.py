@@ -145,6 +145,7 @@ class Loop:
         for message in messages:
             if message.kind is Kind.BEAT:
                 self._schedule.heartbeat(now_ns, message.number == 1)
+                self._beat_ns = 0  # vision may wait to hear that no other part triggered
             elif message.kind is Kind.ANNOUNCE:
                 self._schedule.announce(now_ns, message.number, message.value)
             elif message.kind is Kind.VERDICT:

@@ -54,6 +54,9 @@ class Triggers(Protocol):
     def pending(self) -> list[Trigger]:
         """Those that came and were not taken yet."""
 
+    def settle(self, at_ns: int) -> None:
+        """Wait until all are known that triggered by `at_ns`, which is past. Raises StationError."""
+
     def close(self) -> None:
         """Take no more; those that came can still be had. May be called twice."""
 
@@ -100,6 +103,9 @@ class LineSource(Protocol):
     def next_trigger(self, timeout_s: float) -> tuple[int, int] | None:
         """The next (number, monotonic ns), None when there was none in time. Raises StationError."""
 
+    def told_until(self, at_ns: int, timeout_s: float) -> bool:
+        """Whether all that triggered by `at_ns` were told, which is waited for. Raises StationError."""
+
 
 class LineTriggers:
     """Triggers of the rejector's line, which numbers and stamps them."""
@@ -133,6 +139,14 @@ class LineTriggers:
         """Those that came and were not taken yet. Raises StationError: the rejector is lost."""
         self._gather(0.0)
         return self._waiting.all()
+
+    def settle(self, at_ns: int) -> None:
+        """Wait, beating, until all are known that triggered by `at_ns`: a rejector that is held up tells of a part late.
+
+        Raises StationError: the rejector is lost.
+        """
+        while not self._closed and not self._source.told_until(at_ns, SLICE_S):
+            self._beat()
 
     def close(self) -> None:
         """Take no more, from a rejector that may be lost; those that came can still be had. May be called twice."""
@@ -217,6 +231,9 @@ class SoftwareTriggers:
         with self._changed:
             return self._waiting.all()
 
+    def settle(self, at_ns: int) -> None:
+        """All that were called are known."""
+
     def close(self) -> None:
         """Take no more; those that came can still be had. May be called twice."""
         with self._changed:
@@ -266,6 +283,9 @@ class TimerTriggers:
         """Those that are due and were not taken yet."""
         due = self._due() if self._last is None else self._last
         return [Trigger(part, self._due_ns(part)) for part in range(self._taken + 1, due + 1)]
+
+    def settle(self, at_ns: int) -> None:
+        """All that were due are known."""
 
     def close(self) -> None:
         """End the grid now; parts that are due can still be had. May be called twice."""

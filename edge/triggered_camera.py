@@ -67,6 +67,8 @@ class TriggeredCamera(Wrapped):
                 arrival = next(arrivals, None)
             if arrival is None:
                 return
+            if isinstance(arrival, Frame):
+                self._triggers.settle(arrival.captured_ns)  # else the next part's picture may be taken for this one's
             following = next(iter(self._triggers.pending()), None)
             if isinstance(arrival, Missing):  # what is missing is so for all that triggered before
                 held = arrival

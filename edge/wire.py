@@ -19,8 +19,8 @@ class Kind(enum.IntEnum):
     HELLO = 1
     """Up: the lines are driven; `value` is the real-time priority that the process got, 0 for none."""
     BEAT = 2
-    """Down: the deciding loop turns; `number` is 1 where the station is ready, 0 where nothing may pass. Up: the rejector
-    turns; `number` are `Flag` bits."""
+    """Down, and answered at once: the deciding loop turns; `number` is 1 where the station is ready, 0 where nothing may pass.
+    Up: the rejector turns; `number` are `Flag` bits; each part that triggered by `value`, monotonic ns, was told before."""
     TRIGGER = 3
     """Up: part `number` triggered at `value`, monotonic ns."""
     ANNOUNCE = 4

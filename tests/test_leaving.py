@@ -48,6 +48,9 @@ class Line:
     def next_trigger(self, timeout_s: float) -> tuple[int, int] | None:
         return self._seen.popleft() if self._seen else None
 
+    def told_until(self, at_ns: int, timeout_s: float) -> bool:
+        return True
+
 
 def by_line(clock: FakeClock, beat: Beat) -> Triggers:
     return LineTriggers(Line(clock), beat)

@@ -201,6 +201,23 @@ def test_a_rejector_that_is_killed_ends_the_station_at_once(start: Start) -> Non
     rejector.close()
 
 
+def test_it_says_when_asked_that_it_told_of_all_parts(start: Start) -> None:
+    read, write = os.pipe2(os.O_NONBLOCK)
+    seldom = dataclasses.replace(SETTINGS, heartbeat_ns=10**13, announced=False)  # by itself it would say so in 40 minutes
+    rejector = start(seldom, inputs=read)
+    assert rejector.told_until(time.monotonic_ns(), LONG_S)
+    os.kill(rejector.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, rejector.pid, os.WSTOPPED | os.WNOWAIT)
+    at_ns = time.monotonic_ns()
+    os.write(write, f"trigger 1 {at_ns}\n".encode())
+    assert not rejector.told_until(at_ns, 0.05)
+    os.kill(rejector.pid, signal.SIGCONT)
+    assert rejector.told_until(at_ns, LONG_S)
+    assert list(rejector.triggers) == [(1, at_ns)]
+    for end in (read, write):
+        os.close(end)
+
+
 def test_a_rejector_that_hangs_ends_the_station(start: Start) -> None:
     rejector = start(dataclasses.replace(SETTINGS, heartbeat_ns=50 * MS))
     os.kill(rejector.pid, signal.SIGSTOP)

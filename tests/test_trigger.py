@@ -52,6 +52,9 @@ class Line:
             return self.heard.popleft()
         return self.coming.popleft() if self.coming and timeout_s > 0 else None
 
+    def told_until(self, at_ns: int, timeout_s: float) -> bool:
+        return True
+
 
 class Counted(SoftwareTriggers):
     """Says when a trigger came, so that tests need not wait for time to pass."""
@@ -350,6 +353,21 @@ def test_a_part_whose_frame_came_after_the_next_trigger_has_none() -> None:
     assert seen(frames) == [(1, 10, "1", False), (2, 20, "1", True), (3, 40, "2", True), (4, 50, "trigger", False)]
 
 
+def test_a_trigger_that_its_owner_tells_of_late_counts_as_the_next_one() -> None:
+    asked: list[int] = []
+
+    class HeldUp(Line):
+        def told_until(self, at_ns: int, timeout_s: float) -> bool:
+            asked.append(at_ns)
+            if len(asked) == 2:
+                self.heard.append((2, 20))
+            return len(asked) > 1
+
+    frames = TriggeredCamera(Camera([25, 45]), LineTriggers(HeldUp([(1, 10)]))).frames()
+    assert seen(itertools.islice(frames, 2)) == [(1, 10, "1", False), (2, 20, "1", True)]
+    assert asked[:2] == [25, 25]
+
+
 def test_a_trigger_that_came_while_the_frame_was_waited_for_counts_as_the_next_one() -> None:
     line = Line([(1, 10), None, (3, 30)])
 
@@ -539,6 +557,9 @@ class LostLine:
         """What was heard, and then the loss."""
         if self.heard:
             return self.heard.pop(0)
+        raise StationError("the rejector is not there")
+
+    def told_until(self, at_ns: int, timeout_s: float) -> bool:
         raise StationError("the rejector is not there")
 
 
