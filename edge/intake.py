@@ -71,6 +71,21 @@ def make_presence(wanted: PresenceTrigger, note: Note = lambda name, details: No
     return Presence(load_scene(wanted), enters=wanted.enters, share=wanted.share, blind_s=wanted.blind_s, note=note)
 
 
+def join_triggers(
+    camera: Camera, triggers: Triggers, rejector: Rejector, *, replayed: bool = False
+) -> tuple[TriggeredCamera, Rejector]:
+    """A camera whose parts are those of the triggers, and a rejector that hears of each one while its picture is waited for.
+
+    Args:
+        camera: closed with the one that comes back.
+        triggers: a trigger line's come from the rejector itself, which needs not be told.
+        rejector: closed with the one that comes back.
+        replayed: as for `TriggeredCamera`.
+    """
+    joined = TriggeredCamera(camera, triggers, replayed=replayed)
+    return joined, rejector if isinstance(triggers, LineTriggers) else AnnouncingRejector(rejector, joined)
+
+
 class Intake:
     """What the station takes its parts from.
 
@@ -115,9 +130,10 @@ class Intake:
             if triggers is not None:
                 self._counters.append(triggers.counts)
                 self._closing.callback(triggers.close)
-                self.camera = self._triggered = TriggeredCamera(self.camera, triggers, replayed=waits_for_station(config))
-                if not isinstance(triggers, LineTriggers):
-                    self.rejector = AnnouncingRejector(rejector, self._triggered)
+                self._triggered, self.rejector = join_triggers(
+                    self.camera, triggers, self.rejector, replayed=waits_for_station(config)
+                )
+                self.camera = self._triggered
             references = self._references(config, clock)
             if references is not None:
                 self._counters.append(references.counts)
