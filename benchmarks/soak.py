@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.soak_check import Findings, check
-from benchmarks.soak_faults import RATES, Shift, make_shift
+from benchmarks.soak_faults import KINDS, RATES, Shift, make_shift
 from benchmarks.soak_station import Vision
 from calibration.record import Calibration
 from engines import console
@@ -113,7 +113,7 @@ def soak(
     done = 0
     while done < parts:
         shift = make_shift(len(shifts), seed, path)
-        size = min(_SHIFT, parts - done, (parts + 1) // 2)
+        size = min(_SHIFT, parts - done, -(-parts // KINDS))
         with contextlib.redirect_stderr(io.StringIO()):  # a rejector that stops says why
             shift.run(size, CALIBRATIONS, make)
         shifts.append(shift)

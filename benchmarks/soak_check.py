@@ -149,6 +149,7 @@ def _judged(shift: Shift, triggered: Triggered, kept: Kept, thresholds: Mapping[
         return window
     row = rows[-1]
     found.counts[f"rows: {row['outcome']}"] += 1
+    _late_picture(triggered, row, told, found, name)
     if len(rows) > 2 or (len(rows) == 2 and row["outcome"] != Outcome.FAULT.value):
         found.wrong.append(f"{name}: {len(rows)} rows: {[(each['outcome'], each['reason']) for each in rows]}")
     found.counts["rows replaced by a FAULT"] += len(rows) == 2
@@ -160,11 +161,7 @@ def _judged(shift: Shift, triggered: Triggered, kept: Kept, thresholds: Mapping[
         if passes:
             found.wrong.append(f"{name}: the rejector was told PASS, the row says {row['outcome']}: {row['reason']}")
         return window
-    score = row["score"]
-    if not (isinstance(score, float) and math.isfinite(score) and score <= row["threshold"] == thresholds[row["recipe"]]):
-        found.wrong.append(f"{name}: PASS with score {score}, threshold {row['threshold']}, recipe {row['recipe']}")
-    if row["source"] != str(triggered.part.number) or score != triggered.part.treatment.score:
-        found.wrong.append(f"{name}: PASS by the picture of thing {row['source']}, score {score}: {triggered.part.treatment}")
+    _rightly_passed(shift, triggered, row, thresholds, found, name)
     if passes and not at_ns <= passes[0] <= at_ns + DEADLINE_NS:
         found.wrong.append(f"{name}: the rejector was told PASS {(passes[0] - at_ns) / MS:.3f} ms after the trigger")
     if not passes:
@@ -174,6 +171,30 @@ def _judged(shift: Shift, triggered: Triggered, kept: Kept, thresholds: Mapping[
         return window
     window.passed, window.told_ns = True, passes[0]
     return window
+
+
+def _late_picture(triggered: Triggered, row: Row, told: list[tuple[bool, int]], found: Findings, name: str) -> None:
+    """No part passes whose picture came when the part was at the ejector already."""
+    late_ns = triggered.part.given_ns - triggered.at_ns
+    if late_ns <= TRAVEL_NS:
+        return
+    found.counts["rows of parts whose picture came when they were at the ejector already"] += 1
+    if row["outcome"] == Outcome.PASS.value or any(passed for passed, _ in told):
+        found.wrong.append(f"{name}: PASS, and its picture came {late_ns / MS:.3f} ms after the trigger; told {told}")
+
+
+def _rightly_passed(
+    shift: Shift, triggered: Triggered, row: Row, thresholds: Mapping[str, float], found: Findings, name: str
+) -> None:
+    """By a score below the threshold, of its own picture, by the recipe that was in force when it triggered."""
+    score = row["score"]
+    if not (isinstance(score, float) and math.isfinite(score) and score <= row["threshold"] == thresholds[row["recipe"]]):
+        found.wrong.append(f"{name}: PASS with score {score}, threshold {row['threshold']}, recipe {row['recipe']}")
+    recipe = [name for since, name in shift.visions[triggered.run].in_force if since <= triggered.at_ns][-1]
+    if row["recipe"] != recipe:
+        found.wrong.append(f"{name}: PASS by the recipe {row['recipe']}, {recipe} was in force when it triggered")
+    if row["source"] != str(triggered.part.number) or score != triggered.part.treatment.score:
+        found.wrong.append(f"{name}: PASS by the picture of thing {row['source']}, score {score}: {triggered.part.treatment}")
 
 
 def _no_row(shift: Shift, triggered: Triggered, kept: Kept, found: Findings, name: str) -> str:
@@ -263,7 +284,7 @@ def _excuse(plant: Plant, window: Window) -> str:
     """Why a passed part may have been rejected, its neighbours apart."""
     assert window.triggered is not None
     at_ns, start, end = window.triggered.at_ns, window.start, window.end
-    unready = _intervals(plant.outputs["ready"], False)
+    unready, stopped = _intervals(plant.outputs["ready"], False), _intervals(plant.outputs["fault"], True)
     index = bisect.bisect_left(plant.losses, at_ns - HEARTBEAT_NS - 2 * JITTER_NS)
     lost = index < len(plant.losses) and plant.losses[index] <= end
     down_ns = next((low for low, high in unready if low <= at_ns < high), None)  # a loss that it does not know of itself
@@ -275,7 +296,7 @@ def _excuse(plant: Plant, window: Window) -> str:
         and any(low < end and start < high + _REACH_NS for low, high in unready),
         "triggered as the station became ready": any(low <= at_ns < high <= at_ns + 2 * JITTER_NS for low, high in unready),
         "its PASS came to the rejector after the deadline": window.told_ns + JITTER_NS > at_ns + DEADLINE_NS,
-        "the rejector had stopped for good": any(active and at <= end for at, active in plant.outputs["fault"]),
+        "the rejector had stopped for good": any(low <= end and at_ns <= high for low, high in stopped),
     }
     return next((rule for rule, holds in rules.items() if holds), "")
 

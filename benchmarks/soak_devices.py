@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from benchmarks.soak_plant import MS, Part, Plant
+from benchmarks.soak_plant import MS, START_NS, Part, Plant
 from edge.clock import SLICE_S
-from edge.trigger import SoftwareTriggers, Trigger
+from edge.trigger import SoftwareTriggers, TimerTriggers
 from edge.verdict import Arrival, Frame, Missing
 from engines.images import Image
 from engines.search import Score
 
-CAMERA_TIMEOUT_NS = 100 * MS
 _SLICE_NS = round(SLICE_S * 1e9)
 _HUNG_NS = 10**9
-_HELD = 32  # frames that wait for the station
+_HELD = 8  # frames that wait for the station, as many as `edge.live` holds
 
 
 class KilledError(BaseException):
@@ -95,12 +95,13 @@ class VisionClock:
 
 
 class PlantCamera:
-    """A camera that the trigger line exposes; lost and silent as a live one."""
+    """A camera that the trigger line exposes; lost, silent and holding its newest frames as a live one."""
 
     def __init__(self, machine: Machine, beat: Callable[[], None]) -> None:
         self._machine = machine
         self._beat = beat
-        self.held: deque[tuple[int, Image | str]] = deque(maxlen=_HELD)
+        self._held: deque[tuple[int, Image | str]] = deque(maxlen=_HELD)
+        self._gone_ns = 0  # when the last frame was taken that was let go, until it is told
 
     @property
     def healthy(self) -> bool:
@@ -112,22 +113,16 @@ class PlantCamera:
         """Why it is not healthy."""
         return self._machine.plant.camera_fault
 
+    def hold(self, captured_ns: int, what: Image | str) -> None:
+        """A frame came, or one that is torn. One too many takes the place of the oldest."""
+        if len(self._held) == _HELD:
+            self._gone_ns = self._held[0][0]
+        self._held.append((captured_ns, what))
+
     def frames(self) -> Iterator[Arrival]:
-        """Frames, and a missing one where a part waits for longer than the camera may be silent."""
-        plant = self._machine.plant
+        """Frames, and a missing one where a part waits for longer than the camera may be silent, or its frame was let go."""
         while True:
-            begun_ns = plant.now_ns
-            while not self.held:
-                if not self.healthy:
-                    yield Missing(0, plant.now_ns, "camera", self.status)
-                elif plant.now_ns - begun_ns >= CAMERA_TIMEOUT_NS:
-                    yield Missing(0, plant.now_ns, "camera", "no new frame for 0.1 s")
-                else:
-                    self._machine.wait(plant.now_ns + _SLICE_NS, lambda: len(self.held) > 0)
-                    self._beat()
-                    continue
-                begun_ns = plant.now_ns
-            captured_ns, what = self.held.popleft()
+            captured_ns, what = self._take()
             if isinstance(what, str):
                 yield Missing(0, captured_ns, "camera", what)
             else:
@@ -135,6 +130,24 @@ class PlantCamera:
 
     def close(self) -> None:
         """Nothing to release."""
+
+    def _take(self) -> tuple[int, Image | str]:
+        """As a live camera's: no beat between a frame that comes and its being taken."""
+        plant = self._machine.plant
+        begun_ns = plant.now_ns
+        while True:
+            if not self._held:
+                self._machine.wait(plant.now_ns + _SLICE_NS, lambda: len(self._held) > 0)
+            if self._gone_ns > 0:
+                gone_ns, self._gone_ns = self._gone_ns, 0
+                return gone_ns, "its picture was let go"
+            if self._held:
+                return self._held.popleft()
+            if not self.healthy:
+                return plant.now_ns, self.status
+            if plant.now_ns - begun_ns >= plant.camera_timeout_ns:
+                return plant.now_ns, f"no new frame for {plant.camera_timeout_ns / 1e9:g} s"
+            self._beat()
 
 
 class PlantScorer:
@@ -159,10 +172,12 @@ class PlantScorer:
         treatment = plant.parts[shown(image)].treatment
         if self._busy_until_ns > plant.now_ns:
             self._wait(min(self._busy_until_ns, end_ns))
+        if treatment.heeds and plant.now_ns >= end_ns:
+            raise TimeoutError("no time left to score")
         done_ns = plant.now_ns + round(treatment.ms * MS)
         if treatment.heeds and done_ns > end_ns:
             self._wait(end_ns)
-            self._given_up_ns, self._busy_until_ns = end_ns, max(done_ns, self._busy_until_ns)
+            self._given_up_ns, self._busy_until_ns = end_ns, done_ns
             raise TimeoutError("no score by the deadline")
         self._wait(done_ns)
         if treatment.error == "memory":
@@ -181,17 +196,35 @@ class PlantScorer:
                 self._beat()
 
 
+class _Changed(threading.Condition):
+    """A condition that is waited for on the plant's clock."""
+
+    def __init__(self, machine: Machine) -> None:
+        super().__init__()
+        self._machine = machine
+
+    def wait_for(self, predicate: Callable[[], bool], timeout: float | None = None) -> bool:  # type: ignore[override]
+        """Whether it holds by then. Everything is one thread, so that the lock keeps nobody out meanwhile."""
+        assert timeout is not None
+        self._machine.wait(self._machine.plant.now_ns + round(timeout * 1e9), predicate)
+        return predicate()
+
+
 class CalledTriggers(SoftwareTriggers):
-    """The real triggers by software, waited for on the plant's clock."""
+    """The real triggers by software, waited for on the plant's clock and otherwise as they are."""
 
     def __init__(self, machine: Machine, clock: VisionClock, beat: Callable[[], None]) -> None:
         super().__init__(clock, beat)
-        self._machine = machine
+        self._changed = _Changed(machine)
 
-    def next(self, timeout_s: float) -> Trigger | None:
-        """The next one, None when there was none in time."""
-        found = super().next(0.0)
-        if found is None and timeout_s > 0 and not self.ended:
-            self._machine.wait(self._machine.plant.now_ns + round(timeout_s * 1e9), lambda: len(self.pending()) > 0)
-            found = super().next(0.0)
-        return found
+
+class TimedTriggers(TimerTriggers):
+    """The real triggers by a timer, on the grid that the plant's things come by on."""
+
+    def __init__(self, clock: VisionClock, period_ns: int) -> None:
+        super().__init__(clock, period_ns)
+        self._begun_ns -= (self._begun_ns - START_NS) % period_ns
+
+    def number_at(self, at_ns: int) -> int | None:
+        """Number of the part that is due then, None once it takes no more."""
+        return None if self._last is not None else (at_ns - self._begun_ns) // self._period_ns

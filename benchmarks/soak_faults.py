@@ -13,7 +13,7 @@ from pathlib import Path
 from unittest import mock
 
 from benchmarks.soak_devices import picture
-from benchmarks.soak_plant import EXIT_NS, MS, START_NS, Part, Plant, Treatment, Triggered
+from benchmarks.soak_plant import CAMERA_TIMEOUTS_NS, EXIT_NS, MS, PERIOD_NS, START_NS, Part, Plant, Treatment, Triggered
 from benchmarks.soak_station import Vision
 from calibration.record import Calibration
 from edge import journal as journal_module
@@ -22,6 +22,7 @@ RATES = {
     # of one part
     "frame lost": 1 / 300,
     "frame torn": 1 / 300,
+    "picture later than the deadline": 1 / 1000,
     "slow inference": 1 / 200,
     "inference that answers late": 1 / 500,
     "inference hangs": 1 / 2000,
@@ -36,6 +37,7 @@ RATES = {
     "journal locked": 1 / 1000,
     "kill -9 of vision": 1 / 1200,
     "SIGSTOP of vision": 1 / 1200,
+    "SIGTERM of vision": 1 / 2000,
     "kill -9 of the rejector": 1 / 2000,
     "SIGSTOP of the rejector": 1 / 2000,
     "wall clock step": 1 / 500,
@@ -44,6 +46,7 @@ RATES = {
 }
 """How often each is injected, for each part."""
 
+KINDS, TIMER = 3, 2
 _BAD = 1 / 20
 _WALL = datetime.datetime(2024, 1, 1, tzinfo=datetime.timezone.utc)
 
@@ -55,6 +58,8 @@ class Shift:
     Attributes:
         plant: as it stood at the end.
         visions: each start of the station, by its run.
+        laid: when parts come by.
+        over, swept: all parts came by; the last start has ended in order.
     """
 
     plant: Plant
@@ -63,7 +68,9 @@ class Shift:
     draw: random.Random
     visions: dict[str, Vision] = field(default_factory=dict)
     vision: Vision | None = None
+    laid: set[int] = field(default_factory=set)
     over: bool = False
+    swept: bool = False
 
     def run(self, parts: int, calibrations: tuple[Calibration, Calibration], make: Callable[..., Vision] = Vision) -> None:
         """Let so many parts come by and faults happen at their rates."""
@@ -73,6 +80,7 @@ class Shift:
         """A part will come by."""
         plant = self.plant
         plant.parts[part.number] = part
+        self.laid.add(part.at_ns)
         plant.at(part.at_ns, lambda: self._trigger(part))
         if not plant.announced:
             plant.at(part.at_ns + EXIT_NS + part.exit_offset_ns, lambda: plant.edge("exit"))
@@ -87,20 +95,34 @@ class Shift:
         self.plant.at(at_ns, inject)
 
     def live(self, end_ns: int, calibrations: tuple[Calibration, Calibration], make: Callable[..., Vision] = Vision) -> None:
-        """Let happen what was laid until then; whenever the pair ends before, it is started again."""
+        """Let happen what was laid until then; whenever the pair ends before, or is cut off, it is started again."""
         plant = self.plant
         plant.at(end_ns, self._end)
+        if plant.period_ns:
+            plant.at(START_NS + plant.period_ns, self._tick)
         with mock.patch.object(journal_module, "_wall", self._wall):
-            while not self.over:
+            while not self.over or self._cut_off():
                 run = f"shift-{self.number:03d}-start-{len(self.visions) + 1:03d}"
+                plant.camera_timeout_ns = self.draw.choice(CAMERA_TIMEOUTS_NS)
                 self.vision = self.visions[run] = make(plant, run, self.path, calibrations)
+                if self.over:
+                    self.vision.stop()
                 self.vision.live()
                 self.vision = None
                 plant.run_until(plant.now_ns + self.draw.randrange(100, 500) * MS)
+            self.swept = True
             plant.run_until(max(plant.now_ns, end_ns) + 10**9)
             if plant.process is not None:
                 plant.process.end()
         plant.close()
+
+    def _tick(self) -> None:
+        """The conveyor of a timer carries a thing each period, also where none was laid."""
+        plant = self.plant
+        if plant.now_ns not in self.laid:
+            self.lay(Part(max(plant.parts, default=0) + 1, plant.now_ns, Treatment()))
+        if not self.swept:
+            plant.at(plant.now_ns + plant.period_ns, self._tick)
 
     def _wall(self, ago_ns: int = 0) -> str:
         plant = self.plant
@@ -112,23 +134,27 @@ class Shift:
         if self.vision is not None:
             self.vision.stop()
 
+    def _cut_off(self) -> bool:
+        """Only the next start records what became of the parts that waited."""
+        return [vision.ended for vision in self.visions.values()][-1:] != ["stopped"]
+
     def _happens(self, fault: str) -> bool:
         return self.draw.random() < RATES[fault]
 
     def _draw_all(self, parts: int) -> int:
         """Lay all parts and all faults; returns when the last part triggers, and a second."""
-        draw = self.draw
+        draw, period_ns = self.draw, self.plant.period_ns
         at_ns, burst, gap_ms = START_NS + 10**9, 0, 0
         for _ in range(parts):
             self.lay(self._part(len(self.plant.parts) + 1 + self.number * 10**7, at_ns))
             for fault in self._of_the_station():
                 if self._happens(fault):
                     self.lay_fault(fault, at_ns + draw.randrange(60 * MS))
-            if burst == 0 and self._happens("burst of triggers"):
+            if burst == 0 and period_ns == 0 and self._happens("burst of triggers"):
                 self.plant.faults["burst of triggers"] += 1
                 burst, gap_ms = draw.randrange(4, 30), draw.choice((6, 9, 13, 16))
             burst = max(0, burst - 1)
-            at_ns += (gap_ms if burst else draw.randrange(25, 70)) * MS + draw.randrange(MS)
+            at_ns += period_ns or (gap_ms if burst else draw.randrange(25, 70)) * MS + draw.randrange(MS)
         return at_ns + 10**9
 
     def _part(self, number: int, at_ns: int) -> Part:
@@ -138,6 +164,7 @@ class Shift:
         changes: dict[str, Callable[[], dict[str, object]]] = {
             "frame lost": lambda: {"frame": "lost"},
             "frame torn": lambda: {"frame": "torn"},
+            "picture later than the deadline": lambda: {"late_ms": draw.randrange(200, 900)},  # the way takes 300
             "slow inference": lambda: {"ms": draw.uniform(100, 400)},
             "inference that answers late": lambda: {"ms": draw.uniform(100, 300), "heeds": False},
             "inference hangs": lambda: {"ms": draw.uniform(500, 3000)},
@@ -149,7 +176,7 @@ class Shift:
                 count[fault] += 1
                 treatment = dataclasses.replace(treatment, **change())  # type: ignore[arg-type]
         part = Part(number, at_ns, treatment, exit_offset_ns=draw.randrange(-MS, MS))
-        if self._happens("duplicate trigger"):
+        if self.plant.period_ns == 0 and self._happens("duplicate trigger"):
             count["duplicate trigger"] += 1
             part.bounce_ns = draw.randrange(MS, 4 * MS)
         elif not self.plant.announced and self._happens("missing trigger"):  # without an exit sensor nobody would know
@@ -181,6 +208,7 @@ class Shift:
             "journal locked": self._lock_journal,
             "kill -9 of vision": self._kill_vision,
             "SIGSTOP of vision": self._stop_vision,
+            "SIGTERM of vision": self._end_vision,
             "kill -9 of the rejector": self._kill_rejector,
             "SIGSTOP of the rejector": self._stop_rejector,
             "wall clock step": self._step_wall,
@@ -234,6 +262,12 @@ class Shift:
         self.vision.machine.stop(self.draw.choice((60, 150, 600, 2500, 9000)) * MS)
         return True
 
+    def _end_vision(self) -> bool:
+        if self.vision is None or self.vision.stops or self.vision.machine.killed:
+            return False
+        self.vision.stop()
+        return True
+
     def _kill_rejector(self) -> bool:
         process = self.plant.process
         if process is None or not process.alive:
@@ -269,6 +303,7 @@ class Shift:
 
 
 def make_shift(number: int, seed: int, path: Path) -> Shift:
-    """A shift; parts of every second one are announced by vision, those of the others by a trigger line."""
-    plant = Plant(announced=number % 2 == 1, draw=random.Random(f"plant {seed} {number}"))
+    """A shift; one after the other, parts trigger by a line, by calls of software, by a timer."""
+    by = number % KINDS
+    plant = Plant(by > 0, random.Random(f"plant {seed} {number}"), period_ns=PERIOD_NS if by == TIMER else 0)
     return Shift(plant, number, path, random.Random(f"faults {seed} {number}"))

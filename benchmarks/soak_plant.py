@@ -12,7 +12,7 @@ import itertools
 import os
 import random
 import socket
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -30,7 +30,9 @@ DEADLINE_NS, HEARTBEAT_NS = 150 * MS, 100 * MS
 EXIT_NS, TOLERANCE_NS = 200 * MS, 2 * MS
 EXPOSED_NS, DELIVERED_NS = 3 * MS, 8 * MS  # a frame after its trigger
 PAUSE_NS = 5 * MS  # between two frames, longer than a contact bounces: no bounce has a picture of its own
+CAMERA_TIMEOUTS_NS = (100 * MS, 2000 * MS)  # below and above the way to the ejector; the second one is the station's default
 JITTER_NS = MS
+PERIOD_NS = 40 * MS  # of a timer
 START_NS = 1000 * 10**9
 
 
@@ -54,6 +56,7 @@ class Treatment:
 
     Attributes:
         frame: `good`, `torn` or `lost`.
+        late_ms: later than others the camera gives it, which holds up those behind it.
         score: that its picture has; a part is good at 1 or below.
         ms: scoring takes.
         error: scoring raises, "" for nothing.
@@ -62,6 +65,7 @@ class Treatment:
     """
 
     frame: str = "good"
+    late_ms: float = 0.0
     score: float = 0.5
     ms: float = 8.0
     error: str = ""
@@ -71,7 +75,10 @@ class Treatment:
 
 @dataclass(eq=False)
 class Part:
-    """One thing on the conveyor; `number` counts things, not triggers. `bounce_ns` after it comes a second edge, 0 for none."""
+    """One thing on the conveyor; `number` counts things, not triggers.
+
+    `bounce_ns` after it comes a second edge, 0 for none. `given_ns` is when the station got its picture, 0 while it has none.
+    """
 
     number: int
     at_ns: int
@@ -79,6 +86,7 @@ class Part:
     triggers: bool = True
     bounce_ns: int = 0
     exit_offset_ns: int = 0
+    given_ns: int = 0
 
 
 @dataclass(eq=False)
@@ -92,9 +100,10 @@ class Triggered:
 
 
 class Receiver(Protocol):
-    """Where frames go: (captured ns, a picture or what is wrong with it)."""
+    """Where frames go."""
 
-    held: deque[tuple[int, Image | str]]
+    def hold(self, captured_ns: int, what: Image | str) -> None:
+        """A picture, or what is wrong with it."""
 
 
 class Lines:
@@ -124,7 +133,6 @@ class Lines:
             if triggered is not None:
                 self._number += 1
                 triggered.run, triggered.number = self._run, self._number
-                self._plant.news = True
         return [edge for edge, _ in coming]
 
     def filenos(self) -> list[int]:
@@ -150,7 +158,6 @@ class Process:
         self.alive = True
         self.stopped_ns: int | None = None
         self.wake_ns: int | None = plant.now_ns
-        plant.news = True
         send(vision, Message(Kind.HELLO))
 
     @property
@@ -188,7 +195,6 @@ class Process:
             self.alive = False
             self.lines.close()
             self._vision.close()
-            self._plant.news = True
             self._plant.losses.append(self._plant.now_ns)
 
 
@@ -197,6 +203,8 @@ class Plant:
     """Everything but vision. Vision turns the clock by `run_until`; what is due on the way happens on the way.
 
     Attributes:
+        announced: vision tells of parts, not a trigger line.
+        period_ns: a timer of vision's makes them, and a thing comes by this often; 0 where software calls.
         now_ns: of the clock.
         outputs: (ns, level) of each output at each change, from the start.
         parts, triggered: all so far.
@@ -204,14 +212,15 @@ class Plant:
         losses: when a process of the pair was killed, stopped or ended.
         taken: when a rejector's process took the lines.
         still: (from, to, level until a relay on the heartbeat line opened) of stopped rejectors.
-        news: there is more for vision to hear than beats.
         faults: injected, counted.
-        full, free_bytes: the journal's disk.
+        camera_timeout_ns: for how long the station waits for a picture.
+        full: the journal's disk.
         wall_ns: how far the wall clock is from where it would be.
     """
 
     announced: bool
     draw: random.Random
+    period_ns: int = 0
     readable: int = -1
     now_ns: int = START_NS
     outputs: dict[str, list[tuple[int, bool]]] = field(default_factory=lambda: {name: [(START_NS, False)] for name in OUTPUTS})
@@ -225,15 +234,15 @@ class Plant:
     process: Process | None = None
     receiver: Receiver | None = None
     camera_fault: str = ""
+    camera_timeout_ns: int = CAMERA_TIMEOUTS_NS[0]
     full: bool = False
     wall_ns: int = 0
-    news: bool = False
 
     def __post_init__(self) -> None:
         """Start without events."""
         self._events: list[tuple[int, int, Callable[[], None]]] = []
         self._order = itertools.count()
-        self._shot_ns = 0
+        self._shot_ns = self._given_ns = 0
         self.readable, self._other = os.pipe()
         os.write(self._other, b".")
 
@@ -292,7 +301,7 @@ class Plant:
             self.wake()
 
     def shoot(self, part: Part, picture: Image) -> None:
-        """The camera takes a frame of a part that triggered just now, and gives it a little later."""
+        """The camera takes a frame of a part that triggered just now, and gives it a little later; frames keep their order."""
         if self.now_ns - self._shot_ns < PAUSE_NS:
             return
         self._shot_ns = self.now_ns
@@ -301,6 +310,8 @@ class Plant:
 
         def give() -> None:
             if self.receiver is not None and part.treatment.frame != "lost" and not self.camera_fault:
-                self.receiver.held.append((captured_ns, shown))
+                self.receiver.hold(captured_ns, shown)
+                part.given_ns = self.now_ns
 
-        self.at(self.now_ns + DELIVERED_NS, give)
+        self._given_ns = max(self._given_ns, self.now_ns + DELIVERED_NS + round(part.treatment.late_ms * MS))
+        self.at(self._given_ns, give)

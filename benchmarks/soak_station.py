@@ -9,24 +9,26 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.soak_devices import CalledTriggers, KilledError, Machine, PlantCamera, PlantScorer, VisionClock
+from benchmarks.soak_devices import CalledTriggers, KilledError, Machine, PlantCamera, PlantScorer, TimedTriggers, VisionClock
 from benchmarks.soak_plant import DEADLINE_NS, HEARTBEAT_NS, MS, Plant, Triggered, settings
 from calibration.record import Calibration
 from edge import StationError
-from edge.announcing import AnnouncingRejector
 from edge.disk import DiskSpace
 from edge.hold import Hold
+from edge.intake import join_triggers
 from edge.journal import SqliteJournal
 from edge.judge import Judge
-from edge.rejector import WireRejector
+from edge.rejector import Rejector, WireRejector
 from edge.station import Condition, Station
 from edge.trigger import LineTriggers
-from edge.triggered_camera import TriggeredCamera
 from edge.wire import Kind, Message, pair
+
+_DRAIN_NS = 10**9  # a change of recipe waits so long for the parts that wait, as `edge.changeover` does
 
 
 class Talk(WireRejector):
@@ -51,7 +53,6 @@ class Talk(WireRejector):
     def _hear(self) -> None:
         if self._machine.killed:
             raise KilledError
-        self._machine.plant.news = False
         super()._hear()
         if self.triggers:
             self.heard = max(self.heard, self.triggers[-1][0])
@@ -66,7 +67,7 @@ class Talk(WireRejector):
 
     def _wait(self, timeout_ns: int) -> None:
         plant = self._machine.plant
-        self._machine.wait(plant.now_ns + timeout_ns, lambda: plant.news)
+        self._machine.wait(plant.now_ns + timeout_ns, lambda: len(select.select([self._socket], [], [], 0)[0]) > 0)
 
     def _end_process(self) -> None:
         if self._machine.plant.process is not None:
@@ -117,6 +118,7 @@ class Vision:
         machine: the process.
         ended, ended_ns: how and when, once it did.
         heard: the highest number of a part of the trigger line that it was told of before its end.
+        in_force: (since, recipe), each that was.
         station, journal, talk: as far as they were made.
     """
 
@@ -130,12 +132,14 @@ class Vision:
         self.stops = False
         self.ended, self.ended_ns, self.heard = "", 0, 0
         self.talk: Talk | None = None
-        self.triggers: CalledTriggers | None = None
+        self.triggers: CalledTriggers | TimedTriggers | None = None
         self.station: Station | None = None
         self.journal: Journal | None = None
         self._path = path
         self._calibrations = calibrations
         self._judges: list[Judge] = []
+        self._changing = ""
+        self.in_force = [(0, calibrations[0].recipe)]
 
     def live(self) -> str:
         """From the start to the end of the process, whichever that is; returns how it ended."""
@@ -154,9 +158,13 @@ class Vision:
         return self.ended
 
     def trigger(self, triggered: Triggered) -> None:
-        """Software calls. One that is stopped takes the call when it goes on, and the part triggers then."""
+        """Vision's timer is due, or software calls. Where it is stopped, it takes a call later, and the part triggers then."""
         machine, now_ns = self.machine, self.plant.now_ns
-        if machine.stopped_until_ns > now_ns:
+        if isinstance(self.triggers, TimedTriggers):
+            number = self.triggers.number_at(now_ns)
+            if number is not None and not machine.killed:
+                triggered.run, triggered.number = self.run, number
+        elif machine.stopped_until_ns > now_ns:
             if machine.stopped_for_ns > HEARTBEAT_NS * 5 // 4:
                 self.plant.unseen.append(now_ns)
             self.plant.at(machine.stopped_until_ns, lambda: self.trigger(triggered))
@@ -166,20 +174,48 @@ class Vision:
                 triggered.run, triggered.at_ns = self.run, now_ns
 
     def stop(self) -> None:
-        """To be ended in order, also where it only starts."""
+        """To be ended in order, as SIGTERM does, also where it only starts."""
         self.stops = True
         if self.station is not None:
-            self.station.stop("the shift ends")
+            self.station.stop("SIGTERM")
 
     def change(self) -> None:
-        """To the other recipe, between two parts."""
-        station = self.station
+        """To the other recipe, in the steps of `edge.changeover`, whose threads and files are left out."""
+        station, drained_ns = self.station, self.plant.now_ns + _DRAIN_NS
         if station is not None:
-            station.post(lambda: station.change(self._judges[self._judges[0] is station.judge_with]))
+            station.post(lambda: self._change(station, drained_ns))
+
+    def _change(self, station: Station, drained_ns: int) -> None:
+        plant, journal, old = self.plant, self.journal, station.judge_with
+        assert journal is not None
+        new = self._judges[self._judges[0] is old]
+        if station.waiting() > 0 and plant.now_ns < drained_ns:
+            station.post(lambda: self._change(station, drained_ns))  # what waits is still the old recipe's
+            return
+        self._changing = f"the recipe changes to {new.name}"
+        station.turn()
+        try:
+            self._switch(station, new)
+            journal.event("recipe", {"after": new.name})
+        except StationError:
+            new = old
+            self._switch(station, new)
+        self._changing = ""
+        self.in_force.append((plant.now_ns, new.name))
+        station.turn()
+
+    def _switch(self, station: Station, new: Judge) -> None:
+        assert self.talk is not None
+        until_ns = self.plant.now_ns + self.plant.draw.randrange(5, 200) * MS
+        while self.plant.now_ns < until_ns:  # the camera is set otherwise
+            self.machine.wait(min(until_ns, self.plant.now_ns + 20 * MS))
+            station.turn()
+        self.talk.retime(settings(self.plant.announced))
+        station.change(new)
 
     def _live(self) -> str:
         announced = self.plant.announced
-        line: AnnouncingRejector | Talk | None = None
+        line: Rejector | None = None
         clock = VisionClock(self.machine, lambda: None if line is None else line.beat())
 
         def turn() -> None:
@@ -192,12 +228,10 @@ class Vision:
             closing.callback(lambda: None if self.machine.killed else talk.close())
             camera = self.plant.receiver = PlantCamera(self.machine, turn)
             if announced:
-                self.triggers = triggers = CalledTriggers(self.machine, clock, turn)
-                source = TriggeredCamera(camera, triggers)
-                line = AnnouncingRejector(talk, source)
-            else:
-                line = talk
-                source = TriggeredCamera(camera, LineTriggers(talk, turn))
+                own = VisionClock(self.machine, turn)
+                period_ns = self.plant.period_ns
+                self.triggers = TimedTriggers(own, period_ns) if period_ns else CalledTriggers(self.machine, own, turn)
+            source, line = join_triggers(camera, self.triggers or LineTriggers(talk, turn), talk)
             journal.event("started", {})
             scorer = PlantScorer(self.machine, turn)
             self._judges = [Judge(record.recipe, scorer, record) for record in self._calibrations]
@@ -208,12 +242,16 @@ class Vision:
                 journal=journal,
                 clock=clock,
                 deadline_ms=DEADLINE_NS / MS,
-                conditions=[Condition("disk", free.fault), Condition("hold", self.hold.fault)],
+                conditions=[
+                    Condition("disk", free.fault),
+                    Condition("hold", self.hold.fault),
+                    Condition("recipe", lambda: self._changing),
+                ],
                 waiting=lambda: source.waiting,
                 rest=source.rest,
             )
             if self.stops:
-                station.stop("the shift ends")
+                station.stop("SIGTERM")
             try:
                 station.run(source, lambda verdict: None)
                 self.heard = talk.heard  # of what comes while the last parts travel there is no verdict

@@ -15,12 +15,18 @@ import pytest
 from benchmarks import soak as door
 from benchmarks import soak_station
 from benchmarks.soak import memory_folder, soak
-from benchmarks.soak_check import Findings
-from benchmarks.soak_faults import RATES
+from benchmarks.soak_check import Findings, Window, _excuse, check
+from benchmarks.soak_faults import RATES, Shift, make_shift
+from benchmarks.soak_plant import MS, PULSE_NS, TRAVEL_NS, Part, Treatment, Triggered
 from benchmarks.soak_station import Vision
+from edge import intake as intake_module
 from edge import station as station_module
+from edge.announcing import AnnouncingRejector
+from edge.intake import join_triggers
+from edge.rejector import Rejector
 from edge.schedule import Schedule
 from edge.station import Station
+from edge.trigger import LineTriggers, TimerTriggers
 from edge.triggered_camera import TriggeredCamera
 from edge.verdict import Arrival, Outcome, Verdict
 from edge.watchdog import Deadline
@@ -30,7 +36,7 @@ from edge.watchdog import Deadline
 def soaked() -> list[door.Soak]:
     """2,000 parts for each of several seeds."""
     with tempfile.TemporaryDirectory(dir=memory_folder()) as folder:
-        return [soak(2000, seed, Path(folder) / f"{seed}.db") for seed in (1, 2, 3)]
+        return [soak(2000, seed, Path(folder) / f"{seed}.db") for seed in (1, 2, 3, 4)]
 
 
 @pytest.fixture
@@ -80,7 +86,13 @@ def found(folder: Path, monkeypatch: pytest.MonkeyPatch, *often: str, make: type
     """Of a short soak in which some faults come often."""
     for fault in often:
         monkeypatch.setitem(RATES, fault, 1 / 40)
-    return soak(500, 1, folder / "journal.db", make=make).found
+    return soak(750, 1, folder / "journal.db", make=make).found
+
+
+def held_against_the_rules(shift: Shift, end_ns: int) -> Findings:
+    """What was found once all happened that was laid."""
+    shift.live(end_ns, door.CALIBRATIONS)
+    return check([shift], shift.path, {record.recipe: record.threshold for record in door.CALIBRATIONS})
 
 
 class PassesOnTimeout(Station):
@@ -152,11 +164,73 @@ def test_a_journal_that_drops_a_row_is_found(folder: Path, monkeypatch: pytest.M
 
 
 def test_a_camera_whose_pictures_slip_by_a_part_is_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def slipping(camera: Any, triggers: Any) -> TriggeredCamera:
-        return TriggeredCamera(camera, triggers, replayed=True)
+    def slipping(camera: Any, triggers: Any, rejector: Any) -> tuple[TriggeredCamera, Rejector]:
+        return join_triggers(camera, triggers, rejector, replayed=True)
 
-    monkeypatch.setattr(soak_station, "TriggeredCamera", slipping)
+    monkeypatch.setattr(soak_station, "join_triggers", slipping)
     assert wrong(found(folder, monkeypatch, "frame lost"), "PASS by the picture of")
+
+
+def test_a_line_that_hears_of_a_part_only_with_its_picture_is_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def triggers_alone(rejector: Rejector, source: Any) -> AnnouncingRejector:
+        return AnnouncingRejector(rejector, source._triggers)
+
+    monkeypatch.setattr(intake_module, "AnnouncingRejector", triggers_alone)
+    often = "picture later than the deadline", "SIGTERM of vision"  # each start draws for how long it waits for a picture
+    assert wrong(found(folder, monkeypatch, *often), "not rejected all through its window")
+
+
+def test_a_line_that_does_not_hear_of_a_timers_parts_that_wait_is_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TimerTriggers, "pending", lambda triggers: [])
+    often = "picture later than the deadline", "SIGTERM of vision"  # each start draws for how long it waits for a picture
+    assert wrong(found(folder, monkeypatch, *often), "not rejected all through its window")
+
+
+@pytest.mark.parametrize("settles", [True, False])
+def test_a_station_that_takes_a_picture_before_it_knows_of_its_part_is_found(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, settles: bool
+) -> None:
+    if not settles:
+        monkeypatch.setattr(LineTriggers, "settle", lambda triggers, at_ns: None)
+    shift = make_shift(0, 1, folder / "journal.db")
+    at_ns = shift.plant.now_ns + 800 * MS
+    shift.lay(Part(1, at_ns, Treatment(frame="lost")))
+    shift.lay_fault("SIGSTOP of the rejector", at_ns + 2 * MS)  # which owns the line and tells of the second part later
+    shift.lay(Part(2, at_ns + 40 * MS, Treatment()))
+    assert wrong(held_against_the_rules(shift, at_ns + 1000 * MS), "PASS by the picture of") is not settles
+
+
+def test_a_part_that_passes_by_a_recipe_that_came_after_it_is_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Station, "_may_pass", lambda station, arrival: station.state.passes)
+    assert wrong(found(folder, monkeypatch, "change of recipe"), "was in force when it triggered")
+
+
+def test_a_rejector_that_stopped_excuses_no_part_after_the_next_start(folder: Path) -> None:
+    shift = make_shift(0, 0, folder / "journal.db")
+    plant = shift.plant
+    plant.close()
+    second = 10**9
+    for since_s, stopped in ((10, True), (20, False)):
+        plant.outputs["fault"].append((plant.now_ns + since_s * second, stopped))
+    plant.outputs["ready"].append((plant.now_ns, True))
+    excuses = []
+    for at_s in (5, 12, 60):
+        at_ns = plant.now_ns + at_s * second
+        triggered = Triggered(at_ns, Part(1, at_ns, Treatment()))
+        excuses.append(_excuse(plant, Window(at_ns + TRAVEL_NS, at_ns + TRAVEL_NS + PULSE_NS, True, "a part", triggered)))
+    assert excuses == ["", "the rejector had stopped for good", ""]
+
+
+def test_rows_that_the_last_run_could_not_write_are_told_by_one_more_start(folder: Path) -> None:
+    shift = make_shift(0, 1, folder / "journal.db")
+    at_ns = shift.plant.now_ns + 800 * MS
+    for fault in ("disk full", "SIGSTOP of the rejector"):
+        shift.lay_fault(fault, at_ns)
+    shift.lay(Part(1, at_ns + 8 * MS, Treatment()))
+    shift.lay(Part(2, at_ns + 16 * MS, Treatment(), bounce_ns=2 * MS))
+    found = held_against_the_rules(shift, at_ns + 1016 * MS)
+    assert found.wrong == []
+    assert found.counts["FAULT written by the next start"] > 0
 
 
 def test_the_door_prints_its_tables_and_ends_with_1_where_something_is_wrong(

@@ -17,14 +17,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from benchmarks.soak import CALIBRATIONS, memory_folder
 from benchmarks.soak_check import check
-from benchmarks.soak_faults import Shift, make_shift
-from benchmarks.soak_plant import EXIT_NS, MS, Part, Treatment
+from benchmarks.soak_faults import KINDS, Shift, make_shift
+from benchmarks.soak_plant import EXIT_NS, MS, START_NS, Part, Treatment
 
 TREATMENTS = {
     "good": Treatment(),
     "bad": Treatment(score=2.0),
     "no frame": Treatment(frame="lost"),
     "torn": Treatment(frame="torn"),
+    "picture late": Treatment(late_ms=400),
     "slow": Treatment(ms=200.0),
     "late": Treatment(ms=170.0, heeds=False),
     "raises": Treatment(error="the backend is out of order"),
@@ -35,10 +36,10 @@ TREATMENTS = {
 class AnyOrder(RuleBasedStateMachine):
     """Lays events on a time axis in any order, and lets them happen at the end."""
 
-    @initialize(announced=st.booleans())
-    def begin(self, announced: bool) -> None:
+    @initialize(kind=st.integers(0, KINDS - 1), seed=st.integers(0, 7))
+    def begin(self, kind: int, seed: int) -> None:
         self.folder = tempfile.TemporaryDirectory(dir=memory_folder())
-        self.shift: Shift = make_shift(int(announced), 0, Path(self.folder.name) / "journal.db")
+        self.shift: Shift = make_shift(kind, seed, Path(self.folder.name) / "journal.db")
         self.at_ns = self.shift.plant.now_ns + 800 * MS
 
     @rule(ms=st.sampled_from((1, 7, 20, 60, 110, 400)))
@@ -53,6 +54,10 @@ class AnyOrder(RuleBasedStateMachine):
     def part(self, gap_ms: int, treatment: str, bounce_ms: int) -> None:
         self.at_ns += gap_ms * MS
         number = len(self.shift.plant.parts) + 1
+        period_ns = self.shift.plant.period_ns
+        if period_ns:  # a thing each period, and no line that bounces
+            self.at_ns += (START_NS - self.at_ns) % period_ns
+            bounce_ms = 0
         self.shift.lay(Part(number, self.at_ns, TREATMENTS[treatment], bounce_ns=bounce_ms * MS))
 
     @rule()
@@ -70,6 +75,7 @@ class AnyOrder(RuleBasedStateMachine):
                 "journal locked",
                 "kill -9 of vision",
                 "SIGSTOP of vision",
+                "SIGTERM of vision",
                 "kill -9 of the rejector",
                 "SIGSTOP of the rejector",
                 "halt and resume",
