@@ -54,13 +54,13 @@ class Kept:
     Attributes:
         rows: of parts, by run and number.
         gaps: first and last part of each, by run.
-        interrupted: runs that a later start found cut off.
+        interrupted: the last part that had a row when a later start found a run cut off, by run.
     """
 
     rows: dict[tuple[str, int], list[Row]] = field(default_factory=lambda: defaultdict(list))
     gaps: dict[str, list[tuple[int, int]]] = field(default_factory=lambda: defaultdict(list))
     last: dict[str, int] = field(default_factory=dict)
-    interrupted: set[str] = field(default_factory=set)
+    interrupted: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -88,7 +88,7 @@ def read_journal(path: Path) -> Kept:
             elif kind == EVENT and row["event"] == "gap":
                 kept.gaps[row["run"]].append((row["details"]["first"], row["details"]["last"]))
             elif kind == EVENT and row["event"] == "interrupted":
-                kept.interrupted.add(row["details"]["run"])
+                kept.interrupted[row["details"]["run"]] = row["details"]["last_part"] or 0
     return kept
 
 
@@ -207,8 +207,7 @@ def _no_row(shift: Shift, triggered: Triggered, kept: Kept, found: Findings, nam
         return "its station did not come to run: the journal was locked or full, or it was killed"
     if triggered.at_ns >= vision.ended_ns:
         return "triggered after its station ended"
-    behind = number > kept.last.get(run, 0)
-    if run in kept.interrupted and behind:
+    if run in kept.interrupted and number > kept.interrupted[run]:
         return "waited when its station was cut off"
     if not shift.plant.announced and number > vision.heard:
         return "vision was not told of it before its end: the rejector was killed or stopped"

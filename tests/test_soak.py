@@ -233,6 +233,14 @@ def test_rows_that_the_last_run_could_not_write_are_told_by_one_more_start(folde
     assert found.counts["FAULT written by the next start"] > 0
 
 
+def test_a_part_that_a_full_disk_and_a_lock_kept_from_its_row_is_behind_what_the_next_start_says(folder: Path) -> None:
+    shift = make_shift(2, 6, folder / "journal.db")
+    at_ns = shift.plant.now_ns + 800 * MS
+    for fault, later_ms in (("camera lost", 0), ("camera lost", 0), ("disk full", 60), ("journal locked", 460)):
+        shift.lay_fault(fault, at_ns + later_ms * MS)
+    assert held_against_the_rules(shift, at_ns + 1460 * MS).wrong == []
+
+
 def test_the_door_prints_its_tables_and_ends_with_1_where_something_is_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
