@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge import StationError
-from edge.camera_sections import AnySource, CameraSettings, LiveSource
+from edge.camera_sections import AnySource, CameraSettings, GenicamSource, LiveSource
 from edge.sections import (
     ControlSection,
+    FrameTrigger,
     Gpio,
     HttpPartRef,
     LineTrigger,
@@ -21,6 +22,7 @@ from edge.sections import (
 )
 
 UNIX = "unix:"
+_NOTICE_MS = 50  # within which a station that is not ready any more has told the reject line, and the line has moved
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,26 @@ def _given(settings: CameraSettings) -> dict[str, object]:
     if balance is not None:
         found |= {f"white_balance.{key}": value for key, value in balance.model_dump(exclude_none=True).items()}
     return found
+
+
+def agree_on_stalls(config: StationConfig) -> None:
+    """Where the camera alone tells of parts, the line rejects before one that a stalled camera missed is at the ejector.
+
+    A camera that waits for a signal may be silent, so that nobody can tell there. Raises StationError.
+    """
+    source, rejector = config.source, config.rejector
+    watched = isinstance(config.triggered, (FrameTrigger, PresenceTrigger)) and isinstance(source, LiveSource)
+    if not watched or (isinstance(source, GenicamSource) and source.trigger is not None):
+        return
+    assert isinstance(source, LiveSource)
+    if not isinstance(rejector, Gpio) or rejector.travel_ms is None:
+        return
+    most = rejector.travel_ms - _NOTICE_MS
+    if source.timeout_ms > most:
+        raise StationError(
+            f"'source.timeout_ms' is {source.timeout_ms:g}, expected at most {most:g}, travel_ms less {_NOTICE_MS}: a part that"
+            " comes by while the camera stalls would pass the ejector before anybody noticed; lower it, or give a trigger line"
+        )
 
 
 def _trigger(config: StationConfig) -> Iterator[tuple[list[str], str]]:

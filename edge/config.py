@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from edge import StationError
-from edge.agreement import camera_disagreements, disagreements, place_control, source_for
+from edge.agreement import agree_on_stalls, camera_disagreements, disagreements, place_control, source_for
 from edge.camera_sections import FolderSource
 from edge.code_lines import CODE, STROBE
 from edge.lines import OUTPUTS, LineSpec
@@ -83,6 +83,7 @@ def load_recipes(path: Path) -> dict[str, StationConfig]:
         where, says = ([], "") if named is None else (["recipes", name], f"recipe {name}: ")
         try:
             rejector_setup(config)
+            agree_on_stalls(config)
             _agree_on_code(config, [other for other in recipes.values() if other is not config])
         except StationError as error:
             faults.append((_line_of(root, [*where, "rejector"]), f"{says}{error}"))

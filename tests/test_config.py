@@ -455,3 +455,40 @@ def test_faults_of_evidence_and_journal(path: Path, old: str, new: str, fault: s
     path.write_text(GOOD + EVIDENCE.replace(old, new))
     (found,) = faults_of(path)
     assert found.startswith(fault)
+
+
+USB = "source:\n  kind: camera\n  device: 0\n"
+GIGE = "source:\n  kind: genicam\n"
+PRESENCE = "trigger: {kind: presence, empty: empty.npz}\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "trigger", "lined", "refused"),
+    [
+        (USB, "", False, True),  # 2000 ms, unless given
+        (f"{USB}  timeout_ms: 351\n", "", False, True),
+        (f"{USB}  timeout_ms: 350\n", "", False, False),
+        (USB, PRESENCE, False, True),
+        (f"{USB}  timeout_ms: 350\n", PRESENCE, False, False),
+        (GIGE, "", False, True),
+        (f"{GIGE}  trigger: {{source: Line0}}\n", "", False, False),  # may be silent
+        (USB, "", True, False),  # the line tells of every part
+        (USB, "trigger: {kind: timer, period_ms: 500}\n", False, False),  # and so does the clock
+        ("source:\n  kind: replay\n  path: parts\n  fps: 4.5\n", "", False, False),
+    ],
+)
+def test_a_camera_that_stalls_is_noticed_before_a_part_is_at_the_ejector(
+    path: Path, source: str, trigger: str, lined: bool, refused: bool
+) -> None:
+    lines = "    reject: 7\n    ready: 8\n" + ("    trigger: 9\n" if lined else "")
+    rejector = (
+        f"rejector:\n  kind: gpio\n  driver: gpiod\n  chip: /dev/gpiochip0\n  lines:\n{lines}  travel_ms: 400\n  pulse_ms: 20\n"
+    )
+    text = GOOD.replace("rejector:\n  kind: dry-run\n", rejector + trigger)
+    path.write_text(text.replace("source:\n  kind: replay\n  path: parts\n  fps: 4.5\n", source))
+    if not refused:
+        load_config(path)
+        return
+    (found,) = faults_of(path)
+    got = "351" if "351" in source else "2000"
+    assert f"'source.timeout_ms' is {got}, expected at most 350, travel_ms less 50" in found
