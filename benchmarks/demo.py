@@ -69,17 +69,20 @@ def _demo(arguments: argparse.Namespace) -> int:
         ["evaluate", "--bundle", bundle, "--data", data, "--json", out / "figures.json", "--report", report],
     )
     _step("engines", engines_door, ["bench", "--bundle", bundle])
-    console.say(f"\nbundle       {bundle}\ncalibration  {record}\njournal      {out / 'journal.db'}")
+    made = {"bundle": bundle, "calibration": record, "journal": out / "journal.db", "figures": out / "figures.json"}
+    console.say("")
+    for name, path in {**made, "report": report / "index.html"}.items():
+        console.say(f"{name:12} {path}")
     if load_bundle(bundle).manifest.provenance.weights == DRAWN:
         console.warn("the network has learnt from drawn images alone: with ImageNet weights it sees more; try WEIGHTS=FILE")
-    console.say(f"figures      {out / 'figures.json'}\nreport       {report / 'index.html'}")
     return console.DONE
 
 
 def _step(door: str, run: Callable[[Sequence[str]], int], words: Sequence[object]) -> None:
     """Say a command as a person would type it, run it, and stop the demo if it fails."""
     argv = [str(word) for word in words]
-    console.say(f"\n$ python -m {door} {shlex.join(argv)}")
+    console.say("")
+    console.say(f"$ python -m {door} {shlex.join(argv)}")
     code = run(argv)
     if code == console.INTERRUPTED:
         raise KeyboardInterrupt

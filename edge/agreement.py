@@ -145,7 +145,7 @@ def agree_on_stalls(config: StationConfig) -> None:
     if not watched or (isinstance(source, GenicamSource) and source.trigger is not None):
         return
     assert isinstance(source, LiveSource)
-    if not isinstance(rejector, Gpio) or rejector.travel_ms is None:
+    if not isinstance(rejector, Gpio) or rejector.travel_ms is None or rejector.lines.trigger is not None:
         return
     most = rejector.travel_ms - _NOTICE_MS
     if source.timeout_ms > most:

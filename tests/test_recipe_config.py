@@ -172,6 +172,7 @@ def test_a_replay_and_a_presence_test_take_no_settings_of_recipes(path: Path) ->
     (fault,) = faults_of(path, text.replace("{kind: camera, device: 0}", "{kind: replay, path: parts}"))
     assert fault == "station.yaml:18: recipe gasket: a source of kind replay has no camera settings; remove gain"
     text = text.replace(", trigger: 11", "") + "trigger: {kind: presence, empty: empty.npz}\n"
+    text = text.replace("device: 0", "device: 0, timeout_ms: 50")
     (fault,) = faults_of(path, text)
     assert fault.startswith("station.yaml:18: recipe gasket: a trigger of kind presence knows its empty scene as one setting")
     assert fault.endswith("give gain at the top, for all recipes")
