@@ -72,7 +72,7 @@ class Calibration(Record):
         """Where the threshold comes from, for a person; one that was set by hand says so in capitals."""
         if self.manual:
             return f"SET BY HAND by {self.who}, {self.when}: {self.why}"
-        return f"{self.method} from {self.n} parts, {self.when}"
+        return f"{self.method} from {self.n} part{'' if self.n == 1 else 's'}, {self.when}"
 
     @property
     def shown(self) -> str:

@@ -220,6 +220,7 @@ def test_a_threshold_set_by_hand_says_so_and_needs_a_reason() -> None:
     assert manual.manual
     assert manual.origin == "SET BY HAND by Ada, 2024-01-01T00:00:00+00:00: new lamp"
     assert "HAND" not in Calibration(**FIELDS).origin
+    assert Calibration(**FIELDS | {"n": 1}).origin.startswith("conformal from 1 part, ")
     for why in ("", "  "):
         with pytest.raises(ValidationError, match="no reason"):
             Calibration(**FIELDS | {"method": "manual", "why": why})
