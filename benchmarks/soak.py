@@ -26,6 +26,7 @@ from pathlib import Path
 from benchmarks.soak_check import Findings, check
 from benchmarks.soak_faults import KINDS, RATES, Shift, make_shift
 from benchmarks.soak_station import Vision
+from benchmarks.stand_in import CALIBRATION
 from calibration.record import Calibration
 from engines import console
 from engines.atomic import write_file
@@ -54,21 +55,8 @@ class Soak:
 
 
 def _calibration(recipe: str, threshold: float) -> Calibration:
-    return Calibration(
-        station="plant",
-        camera="plant",
-        recipe=recipe,
-        threshold=threshold,
-        bundle_digest="b" * 64,
-        backend="onnxruntime",
-        precision="fp32",
-        engine_digest="e" * 64,
-        n=99,
-        rate=0.01,
-        method="conformal",
-        when="2024-01-01T00:00:00+00:00",
-        who="soak",
-    )
+    here = {"station": "plant", "camera": "plant", "who": "soak"}
+    return CALIBRATION.model_copy(update={**here, "recipe": recipe, "threshold": threshold})
 
 
 CALIBRATIONS = (_calibration("plain", 1.0), _calibration("strict", 0.8))

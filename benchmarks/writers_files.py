@@ -8,26 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from calibration.record import Calibration, load_calibration, save_calibration
+from benchmarks.stand_in import CALIBRATION
+from calibration.record import load_calibration, save_calibration
 from edge.training_folder import Refused, TrainingFolder
 from engines.bundle import Bank, Golden, GoldenCheck, Input, Method, Provenance, ProvisionalThreshold, load_bundle, write_bundle
 from engines.images import Image
-
-CALIBRATION = Calibration(
-    station="line-1",
-    camera="camera-1",
-    recipe="none",
-    threshold=1.0,
-    bundle_digest="0" * 64,
-    backend="none",
-    precision="fp32",
-    engine_digest="0" * 64,
-    n=1,
-    rate=0.5,
-    method="none",
-    when="2024-01-01T00:00:00+00:00",
-    who="benchmark",
-)
 
 
 def write_calibration(folder: Path, rounds: Iterator[int]) -> None:

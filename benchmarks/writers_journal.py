@@ -7,7 +7,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.writers_files import CALIBRATION, picture
+from benchmarks.stand_in import CALIBRATION
+from benchmarks.writers_files import picture
 from edge.audit import audit, export_images
 from edge.chain import EVENT, PART, open_for_reading, walk
 from edge.clock import SystemClock

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.writers_files import CALIBRATION
+from benchmarks.stand_in import CALIBRATION
 from calibration.record import load_calibration, save_calibration
 from edge.active import Active, load_active
 from edge.audit import audit

@@ -22,6 +22,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from benchmarks.stand_in import CALIBRATION
 from calibration.defects import Defect, Mask
 from calibration.fit import make_calibration, score_images
 from calibration.propose import Wishes, propose
@@ -685,21 +686,7 @@ def conformal_record(inspector: Inspector, paths: Sequence[Path], *, station: st
 
 def tiny_calibration(threshold: float = 1.25) -> Calibration:
     """A calibration of station `line-1`, camera `camera-1`, for a bundle that there is not."""
-    return Calibration(
-        station="line-1",
-        camera="camera-1",
-        recipe="tiny",
-        threshold=threshold,
-        bundle_digest="b" * 64,
-        backend="onnxruntime",
-        precision="fp32",
-        engine_digest="e" * 64,
-        n=99,
-        rate=0.01,
-        method="conformal",
-        when="2024-01-01T00:00:00+00:00",
-        who="test",
-    )
+    return CALIBRATION.model_copy(update={"recipe": "tiny", "threshold": threshold})
 
 
 @dataclass(frozen=True, eq=False)
