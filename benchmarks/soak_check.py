@@ -210,7 +210,7 @@ def _no_row(shift: Shift, triggered: Triggered, kept: Kept, found: Findings, nam
     if run in kept.interrupted and number > kept.interrupted[run]:
         return "waited when its station was cut off"
     if not shift.plant.announced and number > vision.heard:
-        return "vision was not told of it before its end: the rejector was killed or stopped"
+        return "vision did not take it: it was ending, or the rejector was killed or stopped"
     found.wrong.append(f"{name}: no row; the last one is {kept.last.get(run)}; the run ended: {vision.ended}")
     return "WRONG"
 

@@ -117,7 +117,7 @@ class Vision:
         run: its name.
         machine: the process.
         ended, ended_ns: how and when, once it did.
-        heard: the highest number of a part of the trigger line that it was told of before its end.
+        heard: the highest number of a part of the trigger line that it took, or, where it broke, that it was told of.
         in_force: (since, recipe), each that was.
         station, journal, talk: as far as they were made.
     """
@@ -231,7 +231,8 @@ class Vision:
                 own = VisionClock(self.machine, turn)
                 period_ns = self.plant.period_ns
                 self.triggers = TimedTriggers(own, period_ns) if period_ns else CalledTriggers(self.machine, own, turn)
-            source, line = join_triggers(camera, self.triggers or LineTriggers(talk, turn), talk)
+            triggers = self.triggers or LineTriggers(talk, turn)
+            source, line = join_triggers(camera, triggers, talk)
             journal.event("started", {})
             scorer = PlantScorer(self.machine, turn)
             self._judges = [Judge(record.recipe, scorer, record) for record in self._calibrations]
@@ -254,7 +255,8 @@ class Vision:
                 station.stop("SIGTERM")
             try:
                 station.run(source, lambda verdict: None)
-                self.heard = talk.heard  # of what comes while the last parts travel there is no verdict
+                # of what comes while it says that it ends, and while the last parts travel, there is no verdict
+                self.heard = triggers.counts["triggered"]
                 if not (announced and station.stopping):
                     talk.drain()
                 return "stopped"
