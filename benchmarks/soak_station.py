@@ -25,7 +25,7 @@ from edge.journal import SqliteJournal
 from edge.judge import Judge
 from edge.rejector import Rejector, WireRejector
 from edge.station import Condition, Station
-from edge.trigger import LineTriggers
+from edge.trigger import LineTriggers, Triggers
 from edge.wire import Kind, Message, pair
 
 _DRAIN_NS = 10**9  # a change of recipe waits so long for the parts that wait, as `edge.changeover` does
@@ -117,7 +117,7 @@ class Vision:
         run: its name.
         machine: the process.
         ended, ended_ns: how and when, once it did.
-        heard: the highest number of a part of the trigger line that it took, or, where it broke, that it was told of.
+        heard: the highest number of a part of the trigger line that it took, or, where it was killed, that it was told of.
         in_force: (since, recipe), each that was.
         station, journal, talk: as far as they were made.
     """
@@ -133,6 +133,7 @@ class Vision:
         self.ended, self.ended_ns, self.heard = "", 0, 0
         self.talk: Talk | None = None
         self.triggers: CalledTriggers | TimedTriggers | None = None
+        self._taken: Triggers | None = None
         self.station: Station | None = None
         self.journal: Journal | None = None
         self._path = path
@@ -151,8 +152,9 @@ class Vision:
             self.ended = "killed"
             if self.journal is not None:
                 self.journal.drop()
-        if self.talk is not None and self.ended != "stopped":
-            self.heard = self.talk.heard
+        if self.talk is not None and self._taken is not None:
+            # of what comes while it says that it ends, and while the last parts travel, there is no verdict
+            self.heard = self.talk.heard if self.ended == "killed" else self._taken.counts["triggered"]
         self.plant.receiver = None
         self.ended_ns = self.plant.now_ns
         return self.ended
@@ -231,8 +233,8 @@ class Vision:
                 own = VisionClock(self.machine, turn)
                 period_ns = self.plant.period_ns
                 self.triggers = TimedTriggers(own, period_ns) if period_ns else CalledTriggers(self.machine, own, turn)
-            triggers = self.triggers or LineTriggers(talk, turn)
-            source, line = join_triggers(camera, triggers, talk)
+            self._taken = self.triggers or LineTriggers(talk, turn)
+            source, line = join_triggers(camera, self._taken, talk)
             journal.event("started", {})
             scorer = PlantScorer(self.machine, turn)
             self._judges = [Judge(record.recipe, scorer, record) for record in self._calibrations]
@@ -255,8 +257,6 @@ class Vision:
                 station.stop("SIGTERM")
             try:
                 station.run(source, lambda verdict: None)
-                # of what comes while it says that it ends, and while the last parts travel, there is no verdict
-                self.heard = triggers.counts["triggered"]
                 if not (announced and station.stopping):
                     talk.drain()
                 return "stopped"
