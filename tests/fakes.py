@@ -686,7 +686,7 @@ def conformal_record(inspector: Inspector, paths: Sequence[Path], *, station: st
 
 def tiny_calibration(threshold: float = 1.25) -> Calibration:
     """A calibration of station `line-1`, camera `camera-1`, for a bundle that there is not."""
-    return CALIBRATION.model_copy(update={"recipe": "tiny", "threshold": threshold})
+    return CALIBRATION.model_copy(update={"recipe": "tiny", "threshold": threshold, "who": "test"})
 
 
 @dataclass(frozen=True, eq=False)
