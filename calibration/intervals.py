@@ -83,6 +83,12 @@ def beta_quantile(probability: float, a: float, b: float) -> float:
     return (low + high) / 2
 
 
+def student_quantile(probability: float, degrees: int) -> float:
+    """Quantile of Student's t, of a probability from 0.5 to below 1: t^2 / (degrees + t^2) ~ Beta(1/2, degrees / 2)."""
+    x = beta_quantile(2 * probability - 1, 0.5, degrees / 2)
+    return math.sqrt(degrees * x / (1 - x))
+
+
 def counted(above: float, count: int) -> Estimate:
     """A rate from a count: `above` of `count` parts, with Clopper-Pearson's interval (Biometrika 26, 1934).
 

@@ -28,6 +28,7 @@ import numpy.typing as npt
 
 from calibration import CalibrationError
 from calibration.firth import Doubles, FirthRegression, logistic
+from calibration.intervals import student_quantile
 
 Scale = Literal["log", "linear"]
 _SCALES: tuple[Scale, ...] = ("log", "linear")
@@ -136,9 +137,9 @@ class PodCurve:
 
     def _bound_at(self, scale: Scale, probability: float, contrast: float, confidence: float) -> float:
         fit, level = self._near[scale], _logit(probability)
-        limit = math.sqrt(_cut(confidence) * self._design_effect(scale))
+        limit = self._limit(scale, confidence)
         estimate = _size_at(fit, scale, level, contrast)
-        if estimate == math.inf:
+        if math.inf in (estimate, limit):
             return math.inf
 
         def over(size: float) -> float:  # the root of the ratio is nearly a straight line of the (scaled) size
@@ -153,6 +154,17 @@ class PodCurve:
                 return _root(over, low, at_low, high, at_high)
             low, at_low = high, at_high
         return math.inf
+
+    def _limit(self, scale: Scale, confidence: float) -> float:
+        """Signed root of the ratio at the bound: Student's quantile, times the root of the design effect.
+
+        A variance between G images is known with G - 1 degrees of freedom, as any cluster-robust variance (A. C. Cameron,
+        D. L. Miller, Journal of Human Resources 50, 2015). One image has none.
+        """
+        images = len(np.unique(self._trials.group))
+        if images < 2:
+            return math.inf
+        return student_quantile(confidence, images - 1) * math.sqrt(self._design_effect(scale))
 
     def _design_effect(self, scale: Scale) -> float:
         """At POD 90 % and the geometric mean of the contrasts."""
@@ -199,7 +211,7 @@ def detectable(trials: Trials, contrast: float) -> tuple[Detectable, PodCurve | 
     elif a90 > most:
         reason = f"at contrast {contrast:g}, a90 is beyond {most:.3g} px, the largest defect tried"
     elif bound > most:
-        reason = f"the bound of a90 is beyond {most:.3g} px, the largest defect tried; try more defects to narrow it"
+        reason = f"the bound of a90 is beyond {most:.3g} px, the largest defect tried; try more, on more images"
     within = [value if least <= value <= most else None for value in (a50, a90, bound)]
     return Detectable(found, tried, within[0], within[1], within[2] if within[1] is not None else None, reason), curve
 

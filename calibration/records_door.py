@@ -116,7 +116,7 @@ def _history(arguments: argparse.Namespace) -> int:
     if found.faults:
         return console.NO
     head = found.entries[-1].digest if found.entries else "none: the record is older than histories"
-    console.say(f"{len(found.entries)} entries, whole; the newest is {head}")
+    console.say(f"{len(found.entries)} {'entry' if len(found.entries) == 1 else 'entries'}, whole; the newest is {head}")
     return console.DONE
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import special, stats
 
-from calibration.intervals import Estimate, beta_cdf, beta_quantile, counted, percent, realised
+from calibration.intervals import Estimate, beta_cdf, beta_quantile, counted, percent, realised, student_quantile
 
 
 @given(st.floats(-3, 9), st.floats(-3, 9), st.floats(0, 1))
@@ -63,3 +63,9 @@ def test_the_rate_of_an_order_statistic_lies_in_its_interval_in_95_of_100_calibr
 def test_people_read_percent() -> None:
     assert percent(0.01234) == "1.23 %"
     assert str(Estimate(expected=0.01, low=0.0002, high=0.0366)) == "1 % (0.02 % to 3.66 %)"
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 9, 119, 100_000])
+def test_students_quantile(degrees: int) -> None:
+    for probability in (0.5, 0.8, 0.95, 0.999):
+        assert student_quantile(probability, degrees) == pytest.approx(stats.t.ppf(probability, degrees), rel=1e-5, abs=1e-6)

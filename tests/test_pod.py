@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 from scipy.optimize import minimize
-from scipy.stats import chi2
+from scipy.stats import t as student
 from sklearn.linear_model import LogisticRegression
 
 from calibration import CalibrationError
@@ -92,7 +92,7 @@ def test_the_bound_is_where_the_profile_ratio_reaches_its_point() -> None:
     profile = minimize(held, np.array(curve.coefficients[1:]), method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-10})
     ratio = 2 * (penalised(trials, np.array(curve.coefficients)) + profile.fun)
     assert bound > curve.size_at(0.9, 30.0)
-    assert ratio == pytest.approx(chi2.ppf(0.9, 1) * curve.design_effect, rel=1e-3)  # one-sided 95 %
+    assert ratio == pytest.approx(student.ppf(0.95, 119) ** 2 * curve.design_effect, rel=1e-3)  # of 120 images
 
 
 def test_where_the_scales_cannot_be_told_apart_the_larger_bound_is_taken() -> None:
@@ -116,9 +116,23 @@ def test_where_the_scales_cannot_be_told_apart_the_larger_bound_is_taken() -> No
         grid = np.linspace(free.x[0], sizes.max(), 2000)
         profile = [minimize(held, free.x[1:], args=(at, sizes), method="Nelder-Mead").fun for at in grid[::100]]
         ratio = np.interp(grid, grid[::100], 2 * (np.array(profile) - free.fun))
-        bounds.append(float(back(grid[np.argmax(ratio >= chi2.ppf(0.9, 1))])))
+        bounds.append(float(back(grid[np.argmax(ratio >= student.ppf(0.95, 199) ** 2)])))
     assert abs(bounds[0] - bounds[1]) > 0.01
     assert curve.bound_at(0.9, 30.0) == pytest.approx(max(bounds), abs=0.05)
+
+
+def test_of_few_images_the_bound_knows_little_and_of_one_nothing() -> None:
+    trials = simulate(4, 240)
+    bounds = [
+        PodCurve(Trials(trials.size_px, trials.contrast, trials.found, np.arange(240) % images)).bound_at(0.9, 30.0)
+        for images in (240, 10, 3, 1)
+    ]
+    assert bounds == sorted(bounds) and bounds[1] < bounds[2]
+    assert bounds[3] == math.inf
+    one = Trials(trials.size_px, trials.contrast, trials.found, np.zeros(240, np.int64))
+    stated, _ = detectable(one, 30.0)
+    assert stated.a90 is not None and stated.a90_95 is None
+    assert stated.reason is not None and "on more images" in stated.reason
 
 
 def test_the_bound_holds_about_as_often_as_it_says() -> None:
